@@ -1,0 +1,69 @@
+"""The networks that a checkpoint can hold, by name, under torchvision's parameter names.
+
+They live here and not in `pretrain/` because every room reads checkpoints and must build what they hold.
+"""
+
+from functools import cache
+
+import timm
+import torch
+from torch import nn
+
+CIFAR = "_cifar"
+
+
+def build_backbone(arch: str, *, zero_init_residual: bool = False, stem_relu: bool = False) -> nn.Module:
+    """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
+
+    `arch` is any convolutional network of timm (`resnet18`, `resnet50`, ...) or `resnet18_cifar`: 3x3 stem
+    of stride 1, no max-pool, PyTorch's default initialisation, and no ReLU after the stem's BN unless
+    `stem_relu` (paper C.2; the quirk is lightly's, PROTOCOLS section 2). `zero_init_residual` starts the
+    last BN weight of every residual block at 0 (the authors' ImageNet setting). Raises ValueError for an
+    unknown name.
+    """
+    base = arch.removesuffix(CIFAR)
+    if base not in _known():
+        raise ValueError(f"unknown backbone '{arch}'; known: timm's convolutional networks and resnet18_cifar")
+    options = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
+    network = timm.create_model(base, pretrained=False, num_classes=0, **options)
+    if arch.endswith(CIFAR):
+        _to_cifar(network, stem_relu)
+    return network
+
+
+def feature_dim(network: nn.Module) -> int:
+    """Return D, the width of the pooled features of a network from `build_backbone`."""
+    return int(network.num_features)  # type: ignore[arg-type]
+
+
+def architecture_of(state_dict: dict[str, torch.Tensor]) -> str | None:
+    """Return the architecture whose parameters have exactly these names and shapes, or None."""
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    for arch in ("resnet18", "resnet50", "resnet18_cifar", "resnet34", "resnet101", "resnet152"):
+        if shapes == shapes_of(arch):
+            return arch
+    return None
+
+
+@cache
+def shapes_of(arch: str) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every parameter and buffer of `arch`, without allocating them."""
+    with torch.device("meta"):
+        network = build_backbone(arch)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(timm.list_models())
+
+
+def _to_cifar(network: nn.Module, stem_relu: bool) -> None:
+    width = network.conv1.out_channels  # type: ignore[union-attr]
+    network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    if not stem_relu:
+        network.act1 = nn.Identity()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()

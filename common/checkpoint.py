@@ -1,0 +1,157 @@
+"""The checkpoint that pretraining exports and every benchmark reads.
+
+A file `{"state_dict": ..., "meta": ...}` of tensors and plain Python types, so that
+`torch.load(weights_only=True)` reads it and nothing in it can run code. Keys are torchvision's ResNet
+names without `fc.`, so that mmdet, mmseg, timm and torchvision load it unchanged. The metadata stands
+also beside it, as `<name>.json`.
+"""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.backbones import architecture_of, build_backbone, shapes_of
+from common.cli import UserError
+from common.files import atomic_write, sha256_of_file, write_json
+
+SCHEMA = 1
+META_KEYS = (
+    "schema",
+    "name",
+    "method",
+    "profile",
+    "arch",
+    "feature_dim",
+    "epochs",
+    "seed",
+    "dataset",
+    "config_sha256",
+    "git_commit",
+    "created",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: every tensor of `arch` is there with its shape, and nothing else."""
+
+    path: Path
+    sha256: str
+    state_dict: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    @property
+    def arch(self) -> str:
+        """The backbone's name, as `common.backbones.build_backbone` takes it."""
+        return self.meta["arch"]
+
+    def backbone(self) -> nn.Module:
+        """Return the frozen backbone in eval mode: (N, 3, H, W) float32 to (N, D) float32 features."""
+        network = build_backbone(self.arch)
+        network.load_state_dict(self.state_dict, strict=True)
+        return network.eval().requires_grad_(False)
+
+
+def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write the checkpoint and its `.json`, each atomically. Raises ValueError for a wrong `meta`."""
+    if set(meta) != set(META_KEYS):
+        wrong = sorted(set(meta) ^ set(META_KEYS))
+        raise ValueError(f"checkpoint metadata must have exactly {META_KEYS}; missing or extra: {wrong}")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    atomic_write(path, lambda file: torch.save({"state_dict": tensors, "meta": meta}, file))
+    write_json(path.with_suffix(".json"), meta)
+
+
+def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint:
+    """Read and verify a checkpoint, of ours or a bare torchvision state dict.
+
+    Tensors only are read (`weights_only=True`). Raises UserError when the file is missing (naming
+    `make_it`, the command that makes it), truncated, no checkpoint, carries pickled objects, or does not
+    hold exactly the tensors of its architecture.
+    """
+    content = _read_tensors(path, make_it)
+    meta, tensors = content.get("meta"), content.get("state_dict", content)
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()) or not tensors:
+        raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; remake it with `{make_it}`")
+    tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
+    if isinstance(meta, dict) and "arch" in meta:
+        arch = str(meta["arch"])
+    else:
+        found = architecture_of(tensors)
+        if found is None:
+            raise UserError(
+                f"{path} belongs to no known architecture: its {len(tensors)} tensors (first: {next(iter(tensors))}) "
+                "do not fit a ResNet of torchvision's names; export the backbone under those names"
+            )
+        arch, meta = found, {"arch": found, "name": path.stem}
+    _check_fit(path, tensors, arch)
+    return Checkpoint(path, sha256_of_file(path), tensors, meta)
+
+
+def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
+    """Copy the checkpoint into a backbone of another library (mmdet's, mmseg's ResNet), all or nothing.
+
+    Returns a line saying how many tensors were loaded. Raises UserError, and changes nothing, when a
+    tensor has no place or another shape, or a place gets no tensor.
+    """
+    own = backbone.state_dict()
+    missing = sorted(set(own) - set(checkpoint.state_dict))
+    extra = sorted(set(checkpoint.state_dict) - set(own))
+    wrong = [k for k, v in checkpoint.state_dict.items() if k in own and own[k].shape != v.shape]
+    total = len(own)
+    if missing or extra or wrong:
+        fit = total - len(missing) - len(wrong)
+        first = (missing + extra + wrong)[0]
+        raise UserError(
+            f"{checkpoint.path} ({checkpoint.arch}) fits only {fit} of {total} backbone tensors (first misfit: {first}); "
+            f"choose the config's backbone to be {checkpoint.arch}"
+        )
+    backbone.load_state_dict(checkpoint.state_dict, strict=True)
+    return f"loaded {total} of {total} backbone tensors from {checkpoint.path}; not loaded: none"
+
+
+def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is missing; make it with `{make_it}`")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "weights_only" in str(error).lower() and _is_zip(path):
+            raise UserError(
+                f"checkpoint {path} carries pickled objects, which could run code, and is refused; "
+                "save its state dict alone, as tensors"
+            ) from None
+        raise UserError(f"{path} is no checkpoint; remake it with `{make_it}`") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"checkpoint {path} is truncated or damaged; remake it with `{make_it}`") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; remake it with `{make_it}`")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _check_fit(path: Path, tensors: dict[str, Tensor], arch: str) -> None:
+    try:
+        expected = shapes_of(arch)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    for key in sorted(set(expected) | set(tensors)):
+        if key not in tensors:
+            raise UserError(f"{path} is not the {arch} that it says: tensor {key} is missing; export it again")
+        if key not in expected:
+            raise UserError(f"{path} is not the {arch} that it says: tensor {key} is not part of it; export it again")
+        if tuple(tensors[key].shape) != expected[key]:
+            raise UserError(
+                f"{path} is not the {arch} that it says: {key} has shape {tuple(tensors[key].shape)}, "
+                f"not {expected[key]}; export it again"
+            )

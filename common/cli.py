@@ -1,0 +1,133 @@
+"""What every command shares: its arguments, its first line, and errors that a user can act on."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROFILES = ("demo", "cifar10", "imagenet")
+METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
+INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the thing and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like every other error of a user."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `python -m {self.prog} --help`)")
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """Return an argparse `type` that accepts the known words and lists them when it refuses one."""
+    words = tuple(known)
+
+    def check(word: str) -> str:
+        if word not in words:
+            raise UserError(f"unknown {kind} '{word}'; known: {', '.join(words)}")
+        return word
+
+    return check
+
+
+def method_list(text: str) -> list[str]:
+    """Parse METHOD: a method, several separated by commas or spaces, or `all`."""
+    if text == "all":
+        return list(METHODS)
+    words = text.replace(",", " ").split()
+    check = one_of("METHOD", (*METHODS, "all"))
+    return [check(word) for word in words] or [check("")]
+
+
+def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> Parser:
+    """Return a parser with the arguments that every command has.
+
+    With `reads_checkpoint`, the command evaluates our own checkpoints by --method, or any other by
+    --checkpoint and --name.
+    """
+    result = Parser(module, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result.add_argument(
+        "--profile", default="demo", type=one_of("PROFILE", PROFILES), help=f"settings: {', '.join(PROFILES)}"
+    )
+    result.add_argument(
+        "--method",
+        default="simsiam_gsg",
+        type=method_list,
+        help=f"one or several of {', '.join(METHODS)}, or all",
+    )
+    result.add_argument("--seed", default=0, type=int, help="seed of everything random")
+    result.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    result.add_argument("--checkpoints", default="checkpoints", type=Path, help="where exports live")
+    result.add_argument("--results", default="results", type=Path, help="where results records live")
+    result.add_argument("--runs", default="runs", type=Path, help="where logs and resumable states live")
+    if reads_checkpoint:
+        result.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint instead of our own")
+        result.add_argument("--name", help="the label of --checkpoint in records and tables")
+    return result
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint under evaluation: its label in records and the file it is read from."""
+
+    name: str
+    path: Path
+
+
+def checkpoint_name(method: str, seed: int) -> str:
+    """Return the stem of an export: the method, and the seed unless it is 0."""
+    return method if seed == 0 else f"{method}-seed{seed}"
+
+
+def subjects(args: argparse.Namespace) -> list[Subject]:
+    """Return the checkpoints that the arguments ask for; they need not exist yet."""
+    if args.checkpoint is not None:
+        if not args.name:
+            raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
+        return [Subject(args.name, args.checkpoint)]
+    if args.name:
+        raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
+    folder = args.checkpoints / args.profile
+    return [Subject(m, folder / f"{checkpoint_name(m, args.seed)}.pth") for m in args.method]
+
+
+def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
+    """Print the command's first line: module, profile and resolved paths."""
+    shown = {"data": args.data, "results": args.results, **paths}
+    where = "  ".join(f"{key}={Path(value).resolve()}" for key, value in shown.items())
+    print(f"[{module}] profile={args.profile}  seed={args.seed}  {where}", flush=True)
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+    """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 130 on Ctrl-C.
+
+    Any other exception is a fault of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with RESUME=1 (--resume) continues", file=sys.stderr)
+        # Worker threads may still hold locks of half-closed libraries: leave without their finalisers.
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    # A DataLoader worker re-raises with its traceback as the text; the user's line is the last one.
+    line = message.strip().splitlines()[-1].removeprefix("common.cli.UserError: ")
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)

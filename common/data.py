@@ -1,0 +1,114 @@
+"""Labelled images: readers that know their classes, their fingerprint and their broken files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from common.cli import UserError
+from common.files import sha256_of_text
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class LabelledImages(Protocol):
+    """N images with labels: (N,) int64 class indices, or (N, K) int64 of 0 and 1 for K labels each."""
+
+    name: str
+    classes: Sequence[str]
+    labels: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what the images and labels are."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` in RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Labelled images in files under one root."""
+
+    name: str
+    root: Path
+    paths: Sequence[str]  # relative to root
+    labels: np.ndarray
+    classes: Sequence[str]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, sizes in bytes and labels, in order (contents are not read)."""
+        sizes = (f"{path}:{(self.root / path).stat().st_size}" for path in self.paths)
+        return sha256_of_text(self.name, *sizes, str(self.labels.tolist()))
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` in RGB. Raises UserError naming a missing or corrupt file."""
+        return read_image(self.root / self.paths[index])
+
+
+class Transformed(Dataset[tuple[Any, int]]):
+    """The images of a `LabelledImages`, each through `transform`, with their indices."""
+
+    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images.image(index)), index
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return the image in RGB. Raises UserError naming the file when it is missing or corrupt."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; restore the data set") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = str(error).splitlines()[0].split(str(path))[0].strip(" '")
+        raise UserError(f"image {path} is truncated or corrupt ({reason}); restore or remove it") from None
+
+
+def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
+    """Read `<root>/<class>/<image>`: classes and files in sorted order, labels = index of the class.
+
+    Raises UserError naming the folder, with `hint` on what to place there, when it holds no such thing.
+    """
+    if not root.is_dir():
+        raise UserError(f"data set folder {root} is missing; {hint}")
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    paths, labels = [], []
+    for label, folder in enumerate(classes):
+        files = sorted(f for f in (root / folder).rglob("*") if f.suffix.lower() in EXTENSIONS)
+        paths += [str(f.relative_to(root)) for f in files]
+        labels += [label] * len(files)
+    if not paths:
+        raise UserError(f"data set folder {root} holds no class folders with images; {hint}")
+    return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def evaluation_transform(size: int, *, resize: int | None = None) -> Callable[[Image.Image], Tensor]:
+    """Return: shorter side to `resize` (bicubic), centre crop `size`, tensor (3, size, size), normalise.
+
+    Without `resize` the image keeps its scale. Mean and standard deviation are ImageNet's, as everywhere
+    in the paper.
+    """
+    steps: list[Callable[[Any], Any]] = []
+    if resize is not None:
+        steps.append(transforms.Resize(resize, transforms.InterpolationMode.BICUBIC))
+    steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return transforms.Compose(steps)

@@ -1,0 +1,223 @@
+"""The results record: one JSON file a run, written atomically, and all that analysis reads.
+
+`results/<profile>/<task>/<model>/<dataset>[-<variant>]-seed<k>.json`. A failed run leaves none.
+"""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from common.cli import PROFILES, UserError
+from common.files import write_json
+
+SCHEMA = 1
+TASKS = ("knn", "linear", "recognition", "detection", "segmentation", "study")
+METRICS = (
+    "top1",
+    "top5",
+    "best_top1",
+    "best_top5",
+    "accuracy",
+    "mean_per_class_accuracy",
+    "mAP11",
+    "AP",
+    "AP50",
+    "AP75",
+    "mIoU",
+    "aAcc",
+)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "onedl-mmengine",
+    "onedl-mmdetection",
+    "onedl-mmsegmentation",
+)
+_FIELDS: dict[str, type] = {
+    "schema": int,
+    "profile": str,
+    "task": str,
+    "model": str,
+    "dataset": str,
+    "seed": int,
+    "metrics": dict,
+    "protocol": dict,
+    "provenance": dict,
+}
+_PROVENANCE: dict[str, type | tuple[type, ...]] = {
+    "checkpoint_sha256": str,
+    "config_sha256": str,
+    "data_fingerprint": str,
+    "git_commit": str,
+    "git_dirty": bool,
+    "versions": dict,
+    "host": str,
+    "device": str,
+    "started": str,
+    "seconds": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class RecordKey:
+    """What a record is about; it fixes the file's place."""
+
+    profile: str
+    task: str
+    model: str
+    dataset: str
+    seed: int
+    variant: str | None = None
+
+    def path(self, root: Path) -> Path:
+        """Return the record's file under the results folder `root`."""
+        stem = self.dataset if self.variant is None else f"{self.dataset}-{self.variant}"
+        return root / self.profile / self.task / self.model / f"{stem}-seed{self.seed}.json"
+
+
+@dataclass
+class Run:
+    """A run in progress: it knows when it started, and writes its record at the end."""
+
+    key: RecordKey
+    checkpoint_sha256: str
+    config_sha256: str
+    _started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _clock: float = field(default_factory=time.monotonic)
+
+    def finish(
+        self,
+        root: Path,
+        *,
+        metrics: Mapping[str, float],
+        protocol: Mapping[str, Any],
+        data_fingerprint: str,
+        device: str,
+    ) -> Path:
+        """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field."""
+        commit, dirty = git_state()
+        record = {
+            "schema": SCHEMA,
+            "profile": self.key.profile,
+            "task": self.key.task,
+            "model": self.key.model,
+            "dataset": self.key.dataset,
+            "seed": self.key.seed,
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "protocol": dict(protocol),
+            "provenance": {
+                "checkpoint_sha256": self.checkpoint_sha256,
+                "config_sha256": self.config_sha256,
+                "data_fingerprint": data_fingerprint,
+                "git_commit": commit,
+                "git_dirty": dirty,
+                "versions": {"python": platform.python_version(), **versions()},
+                "host": platform.node(),
+                "device": device,
+                "started": self._started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "seconds": round(time.monotonic() - self._clock, 1),
+            },
+        }
+        if self.key.variant is not None:
+            record["protocol"]["variant"] = self.key.variant
+        validate(record)
+        path = self.key.path(root)
+        write_json(path, record)
+        return path
+
+
+def is_done(path: Path, *, checkpoint_sha256: str, config_sha256: str) -> bool:
+    """Return whether `path` is the record of exactly this checkpoint and these settings."""
+    if not path.is_file():
+        return False
+    provenance = read_record(path)["provenance"]
+    wanted = (checkpoint_sha256, config_sha256)
+    return (provenance["checkpoint_sha256"], provenance["config_sha256"]) == wanted
+
+
+def validate(record: Any) -> None:
+    """Raise ValueError naming the first field that does not fit the schema."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a record is an object, not {type(record).__name__}")
+    _check_fields(record, _FIELDS, "")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"schema is {record['schema']}, this code reads {SCHEMA}")
+    if record["profile"] not in PROFILES:
+        raise ValueError(f"profile '{record['profile']}' is none of {', '.join(PROFILES)}")
+    if record["task"] not in TASKS:
+        raise ValueError(f"task '{record['task']}' is none of {', '.join(TASKS)}")
+    if not record["metrics"]:
+        raise ValueError("metrics is empty")
+    for name, value in record["metrics"].items():
+        if name not in METRICS:
+            raise ValueError(f"metrics.{name} is none of {', '.join(METRICS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise ValueError(f"metrics.{name} is {value!r}, not a finite number")
+        if not 0 <= value <= 100:
+            raise ValueError(f"metrics.{name} is {value}, not a percentage in 0-100")
+    _check_fields(record["provenance"], _PROVENANCE, "provenance.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read and validate one record. Raises UserError naming the file and the field."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        validate(record)
+    except ValueError as error:
+        raise UserError(f"{path} is no valid results record: {error}; delete it and run its command again") from None
+    return record
+
+
+def read_records(root: Path, profile: str) -> Iterator[dict[str, Any]]:
+    """Yield the valid records of one profile, in the order of their paths."""
+    for path in sorted((root / profile).rglob("*.json")):
+        yield read_record(path)
+
+
+@cache
+def git_state() -> tuple[str, bool]:
+    """Return (commit, dirty) of this code; ("unknown", False) outside a git checkout."""
+
+    def git(*args: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_fields(content: Any, fields: Mapping[str, type | tuple[type, ...]], prefix: str) -> None:
+    for name, kind in fields.items():
+        if name not in content:
+            raise ValueError(f"{prefix}{name} is missing")
+        value = content[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{prefix}{name} is {value!r}, of the wrong type")
+    extra = sorted(set(content) - set(fields))
+    if extra:
+        raise ValueError(f"{prefix}{extra[0]} is not part of the schema")
