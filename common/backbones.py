@@ -59,8 +59,7 @@ def _known() -> frozenset[str]:
 
 
 def _to_cifar(network: nn.Module, stem_relu: bool) -> None:
-    width = network.conv1.out_channels  # type: ignore[union-attr]
-    network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     if not stem_relu:
         network.act1 = nn.Identity()

@@ -76,7 +76,7 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()) or not tensors:
-        raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; remake it with `{make_it}`")
+        raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; make it again with `{make_it}`")
     tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
     if isinstance(meta, dict) and "arch" in meta:
         arch = str(meta["arch"])
@@ -107,8 +107,8 @@ def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
         fit = total - len(missing) - len(wrong)
         first = (missing + extra + wrong)[0]
         raise UserError(
-            f"{checkpoint.path} ({checkpoint.arch}) fits only {fit} of {total} backbone tensors (first misfit: {first}); "
-            f"choose the config's backbone to be {checkpoint.arch}"
+            f"{checkpoint.path} ({checkpoint.arch}) fits only {fit} of {total} backbone tensors "
+            f"(first misfit: {first}); choose the config's backbone to be {checkpoint.arch}"
         )
     backbone.load_state_dict(checkpoint.state_dict, strict=True)
     return f"loaded {total} of {total} backbone tensors from {checkpoint.path}; not loaded: none"
@@ -120,18 +120,18 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower() and _is_zip(path):
+        if _is_zip(path) or "Unsupported global" in str(error):
             raise UserError(
                 f"checkpoint {path} carries pickled objects, which could run code, and is refused; "
                 "save its state dict alone, as tensors"
             ) from None
-        raise UserError(f"{path} is no checkpoint; remake it with `{make_it}`") from None
+        raise UserError(f"{path} is no checkpoint; make it again with `{make_it}`") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"checkpoint {path} is truncated or damaged; remake it with `{make_it}`") from None
+        raise UserError(f"checkpoint {path} is truncated or damaged; make it again with `{make_it}`") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; remake it with `{make_it}`")
+        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; make it again with `{make_it}`")
     return content
 
 

@@ -22,6 +22,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, like every other error of a user."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as a UserError."""
         raise UserError(f"{message} (see `python -m {self.prog} --help`)")
 
 
@@ -75,10 +76,11 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint under evaluation: its label in records and the file it is read from."""
+    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file."""
 
     name: str
     path: Path
+    make_it: str
 
 
 def checkpoint_name(method: str, seed: int) -> str:
@@ -91,11 +93,18 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if args.checkpoint is not None:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
-        return [Subject(args.name, args.checkpoint)]
+        return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
     if args.name:
         raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     folder = args.checkpoints / args.profile
-    return [Subject(m, folder / f"{checkpoint_name(m, args.seed)}.pth") for m in args.method]
+    return [
+        Subject(
+            method,
+            folder / f"{checkpoint_name(method, args.seed)}.pth",
+            f"make pretrain PROFILE={args.profile} METHOD={method} SEED={args.seed}",
+        )
+        for method in args.method
+    ]
 
 
 def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:

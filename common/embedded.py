@@ -105,7 +105,7 @@ def make_scene(rng: np.random.Generator, split: str) -> Scene:
     placed: list[Digit] = []
     for _ in range(rng.integers(1, 5)):
         index = int(rng.choice(pool))
-        side = int(rng.integers(24, 73))
+        side = int(rng.integers(24, 81))
         alpha = _alpha(pixels[index], side)
         y, x = (int(v) for v in rng.integers(0, SCENE_SIZE - side, size=2))
         mask = alpha > 0.5
@@ -173,7 +173,7 @@ def _write_digits(root: Path) -> None:
 
 
 def _write_voc(root: Path, scenes: dict[str, list[Scene]]) -> None:
-    """JPEGImages, Annotations, ImageSets/Main/<split>.txt and <class>_<split>.txt (1, -1, 0 = difficult only)."""
+    """Write JPEGImages, Annotations, ImageSets/Main/<split>.txt and <class>_<split>.txt (1, -1, 0 = difficult only)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     number, names = 0, {}
@@ -183,7 +183,9 @@ def _write_voc(root: Path, scenes: dict[str, list[Scene]]) -> None:
         for name, scene in zip(names[split], members, strict=True):
             _save_jpeg(scene, root / "JPEGImages" / f"{name}.jpg")
             _save_xml(scene, root / "Annotations" / f"{name}.xml", name)
-    known = {name: scene for split, members in scenes.items() for name, scene in zip(names[split], members, strict=True)}
+    known = {
+        name: scene for split, members in scenes.items() for name, scene in zip(names[split], members, strict=True)
+    }
     names["trainval"] = names.get("train", []) + names.get("val", [])
     for split, members in names.items():
         main = root / "ImageSets" / "Main"
@@ -232,14 +234,15 @@ def _save_xml(scene: Scene, path: Path, name: str) -> None:
 
 
 def _write_coco(root: Path, scenes: dict[str, list[Scene]]) -> None:
-    """train2017 (train + val scenes), val2017 (test scenes), annotations/instances_<split>2017.json."""
+    """Write train2017 (train + val scenes), val2017 (test scenes), annotations/instances_<split>2017.json."""
     (root / "annotations").mkdir(parents=True)
     number = 0
     halves = {"train": scenes.get("train", []) + scenes.get("val", []), "val": scenes.get("test", [])}
     for split, members in halves.items():
         folder = root / f"{split}2017"
         folder.mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for scene in members:
             number += 1
             name = f"{number:012d}.jpg"
@@ -265,7 +268,7 @@ def _write_coco(root: Path, scenes: dict[str, list[Scene]]) -> None:
 
 
 def _write_ade20k(root: Path, scenes: dict[str, list[Scene]]) -> None:
-    """images and annotations of training and validation; label 0 = unlabelled, 1 = background, 2 + digit."""
+    """Write images and annotations of training and validation; label 0 = unlabelled, 1 = background, 2 + digit."""
     halves = {"training": scenes.get("train", []) + scenes.get("val", []), "validation": scenes.get("test", [])}
     for (split, members), short in zip(halves.items(), ("train", "val"), strict=True):
         for kind in ("images", "annotations"):

@@ -68,7 +68,9 @@ def _extract(
     device = pick_device()
     backbone = checkpoint.backbone().to(device)
     width = int(backbone.num_features)  # type: ignore[arg-type]
-    loader = DataLoader(Transformed(images, transform), batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        Transformed(images, transform), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+    )
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images.labels), width))
     with tqdm(total=len(out), desc=f"features {images.name}", unit="img", leave=False) as bar:
         for batch, index in loader:

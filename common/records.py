@@ -16,8 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from common.cli import PROFILES, UserError
-from common.files import write_json
+from common.cli import PROFILES, Subject, UserError
+from common.files import sha256_of_file, write_json
 
 SCHEMA = 1
 TASKS = ("knn", "linear", "recognition", "detection", "segmentation", "study")
@@ -89,7 +89,7 @@ class RecordKey:
 
 @dataclass
 class Run:
-    """A run in progress: it knows when it started, and writes its record at the end."""
+    """A run in progress, from `start_run`: it knows when it started, and writes its record at the end."""
 
     key: RecordKey
     checkpoint_sha256: str
@@ -108,7 +108,7 @@ class Run:
     ) -> Path:
         """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field."""
         commit, dirty = git_state()
-        record = {
+        record: dict[str, Any] = {
             "schema": SCHEMA,
             "profile": self.key.profile,
             "task": self.key.task,
@@ -138,13 +138,22 @@ class Run:
         return path
 
 
-def is_done(path: Path, *, checkpoint_sha256: str, config_sha256: str) -> bool:
-    """Return whether `path` is the record of exactly this checkpoint and these settings."""
-    if not path.is_file():
-        return False
-    provenance = read_record(path)["provenance"]
-    wanted = (checkpoint_sha256, config_sha256)
-    return (provenance["checkpoint_sha256"], provenance["config_sha256"]) == wanted
+def start_run(key: RecordKey, subject: Subject, *, config_sha256: str, results: Path) -> Run | None:
+    """Return the run to do, or None after saying so when its record is there already.
+
+    A record counts only if it is of exactly this checkpoint and these settings. Raises UserError when the
+    checkpoint is missing, naming the command that makes it.
+    """
+    if not subject.path.is_file():
+        raise UserError(f"checkpoint {subject.path} is missing; make it with `{subject.make_it}`")
+    run = Run(key, sha256_of_file(subject.path), config_sha256)
+    path = key.path(results)
+    if path.is_file():
+        made_of = read_record(path)["provenance"]
+        if (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (run.checkpoint_sha256, config_sha256):
+            print(f"already done: {path}", flush=True)
+            return None
+    return run
 
 
 def validate(record: Any) -> None:

@@ -1,0 +1,244 @@
+"""mmengine's Runner as all three trainers use it: safe and atomic checkpoints, quiet console, progress."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner as MMEngineRunner
+from tqdm import tqdm
+
+from common.checkpoint import Checkpoint, load_into
+from common.cli import UserError
+from common.config import mistake_in
+from common.files import atomic_path
+
+LOG = "log.jsonl"
+T = TypeVar("T")
+
+# The Runner's resume files hold these besides tensors. Allowing them by name keeps the load safe;
+# mmengine's own loader falls back to unpickling anything.
+_RESUME_CLASSES: list[Any] = [HistoryBuffer, MessageHub]
+
+
+class Runner(MMEngineRunner):
+    """mmengine's Runner with checkpoints written atomically and read as data, never as code.
+
+    `backbone` is loaded into `model.backbone` after the weights are initialised; a resumed run then
+    replaces it with its own state.
+    """
+
+    backbone: Checkpoint | None = None
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """Return mmengine's logger: everything goes to the file, only warnings to the console."""
+        logger = super().build_logger(log_level, log_file, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        return logger
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
+        if not self._is_main():
+            return
+        with atomic_path(Path(out_dir) / filename) as temporary:
+            super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
+
+    def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
+        """Load a resume file of this run into the model and return it. Raises UserError if it does not fit."""
+        checkpoint = read_resume_file(Path(filename), map_location)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        try:
+            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except RuntimeError:
+            raise UserError(
+                f"{filename} does not fit this model: the settings changed since; start afresh without RESUME=1"
+            ) from None
+        self._has_loaded = True
+        return checkpoint
+
+    def _init_model_weights(self) -> None:
+        super()._init_model_weights()
+        if self.backbone is not None:
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            line = load_into(model.backbone, self.backbone)
+            self.logger.info(line)
+            if self._is_main():
+                print(line, flush=True)
+
+    def _is_main(self) -> bool:
+        return self.rank == 0
+
+
+def build_runner(config: Config, *, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
+    """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
+
+    A fresh start removes the log of an earlier run in the same folder. Raises UserError for a config
+    entry that does not exist.
+    """
+    found = newest_resume_file(Path(config.work_dir)) if resume else None
+    if resume and found is None:
+        print(f"nothing to resume in {config.work_dir}: starting afresh", file=sys.stderr)
+    config.resume, config.load_from = found is not None, None if found is None else str(found)
+    if found is None:
+        (Path(config.work_dir) / LOG).unlink(missing_ok=True)
+    runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
+    runner.backbone = backbone
+    return runner
+
+
+def with_config_mistakes_named(action: Callable[[], T]) -> T:
+    """Return `action()`; an exception that a wrong config entry caused becomes a UserError naming it."""
+    try:
+        return action()
+    except (TypeError, KeyError) as error:
+        mistake = mistake_in(error)
+        if mistake is None:
+            raise
+        raise UserError(mistake) from None
+
+
+def newest_resume_file(work_dir: Path) -> Path | None:
+    """Return the resume file of the latest step in `work_dir`, or None."""
+    numbered = [(int(m[1]), f) for f in work_dir.glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)", f.stem))]
+    return max(numbered)[1] if numbered else None
+
+
+def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return a Runner's checkpoint, read with `weights_only=True` and the few classes it needs allowed."""
+    try:
+        with torch.serialization.safe_globals(_safe_classes()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one") from None
+
+
+def _safe_classes() -> list[Any]:
+    import numpy as np
+    from numpy._core import multiarray
+
+    numeric = [np.dtype, np.ndarray, multiarray.scalar, multiarray._reconstruct, *map(type, _numpy_dtypes())]
+    return [*_RESUME_CLASSES, *numeric, *HistoryBuffer._statistics_methods.values()]
+
+
+def _numpy_dtypes() -> list[Any]:
+    import numpy as np
+
+    return [np.dtype(kind) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool", "uint32")]
+
+
+@HOOKS.register_module()
+class Progress(Hook):
+    """A bar with ETA and images/s on the console, and the same numbers as JSON lines in `log.jsonl`.
+
+    A line is written every `interval` steps and after every epoch. What other hooks put into the message
+    hub under `train/` or `val/` appears too (for instance kNN accuracy). A resumed run drops the lines
+    beyond the step that it resumes from, and goes on.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 10) -> None:
+        self.interval = interval
+        self._bar: tqdm | None = None
+
+    def before_train(self, runner: MMEngineRunner) -> None:
+        """Open the bar and cut the log back to the step where training starts."""
+        loader = runner.cfg.train_dataloader
+        self._images = loader.batch_size * runner.world_size
+        self._path = Path(runner.work_dir) / LOG
+        if runner.rank == 0:
+            truncate_log(self._path, runner.iter)
+            self._bar = tqdm(
+                total=runner.max_iters * self._images,
+                initial=runner.iter * self._images,
+                desc=Path(runner.work_dir).name,
+                unit="img",
+                mininterval=0.5 if sys.stderr.isatty() else 20,
+                dynamic_ncols=True,
+            )
+
+    def after_train_iter(
+        self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Advance the bar; every `interval` steps write a line."""
+        if self._bar is None:
+            return
+        self._bar.update(self._images)
+        if (runner.iter + 1) % self.interval == 0:
+            scalars = _scalars(runner, "train/")
+            self._bar.set_postfix({k: f"{scalars[k]:.3g}" for k in ("loss", "lr") if k in scalars})
+            self._write(runner, step=runner.iter + 1, **scalars)
+
+    def after_train_epoch(self, runner: MMEngineRunner) -> None:
+        """Write the epoch's line and show it."""
+        if self._bar is None or getattr(runner.train_loop, "_max_epochs", 1) <= 1:
+            return
+        scalars = {**_scalars(runner, "train/"), **_scalars(runner, "val/")}
+        self._write(runner, step=runner.iter, epoch=runner.epoch + 1, **scalars)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items() if key in _SHOWN)
+        self._bar.write(f"epoch {runner.epoch + 1}/{runner.max_epochs}  {shown}", file=sys.stdout)
+
+    def after_train(self, runner: MMEngineRunner) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _write(self, runner: MMEngineRunner, **line: Any) -> None:
+        with open(self._path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+_SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines of `log.jsonl` beyond `step`, and a last line that a kill cut short."""
+    if not path.is_file():
+        return
+    kept = [line for line in _lines(path) if line["step"] <= step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _scalars(runner: MMEngineRunner, prefix: str) -> dict[str, float]:
+    """Return the latest value of each scalar under `prefix`, and images/s for `train/`."""
+    found = {
+        key.removeprefix(prefix): float(buffer.current())
+        for key, buffer in runner.message_hub.log_scalars.items()
+        if key.startswith(prefix) and len(buffer.data[0])
+    }
+    if seconds := found.pop("time", None):
+        loader = runner.cfg.train_dataloader
+        found["images_per_s"] = loader.batch_size * runner.world_size / seconds
+    found.pop("data_time", None)
+    return found
+
+
+def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none") -> None:
+    """Write into `config` what belongs to this run and not to its settings."""
+    config.work_dir = str(work_dir)
+    config.launcher = launcher
+    config.randomness = {**config.get("randomness", {}), "seed": seed}
