@@ -176,22 +176,20 @@ def _write_voc(root: Path, scenes: dict[str, list[Scene]]) -> None:
     """Write JPEGImages, Annotations, ImageSets/Main/<split>.txt and <class>_<split>.txt (1, -1, 0 = difficult only)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    number, names = 0, {}
+    named: dict[str, Scene] = {}
+    splits: dict[str, list[str]] = {}
     for split, members in scenes.items():
-        names[split] = [f"{number + k + 1:06d}" for k in range(len(members))]
-        number += len(members)
-        for name, scene in zip(names[split], members, strict=True):
-            _save_jpeg(scene, root / "JPEGImages" / f"{name}.jpg")
-            _save_xml(scene, root / "Annotations" / f"{name}.xml", name)
-    known = {
-        name: scene for split, members in scenes.items() for name, scene in zip(names[split], members, strict=True)
-    }
-    names["trainval"] = names.get("train", []) + names.get("val", [])
-    for split, members in names.items():
-        main = root / "ImageSets" / "Main"
-        (main / f"{split}.txt").write_text("".join(f"{name}\n" for name in members))
+        splits[split] = [f"{len(named) + k:06d}" for k in range(1, len(members) + 1)]
+        named.update(zip(splits[split], members, strict=True))
+    for name, scene in named.items():
+        _save_jpeg(scene, root / "JPEGImages" / f"{name}.jpg")
+        _save_xml(scene, root / "Annotations" / f"{name}.xml", name)
+    splits["trainval"] = splits.get("train", []) + splits.get("val", [])
+    main = root / "ImageSets" / "Main"
+    for split, names in splits.items():
+        (main / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         for label, word in enumerate(CLASSES):
-            lines = (f"{name} {_presence(known[name], label):2d}\n" for name in members)
+            lines = (f"{name} {_presence(named[name], label):2d}\n" for name in names)
             (main / f"{word}_{split}.txt").write_text("".join(lines))
 
 
