@@ -20,9 +20,10 @@ from tqdm import tqdm
 from common.checkpoint import Checkpoint, load_into
 from common.cli import UserError
 from common.config import mistake_in
-from common.files import atomic_path
+from common.files import atomic_path, write_json
 
 LOG = "log.jsonl"
+STATE = "run.json"  # whose settings the work_dir belongs to, and whether the run is finished
 T = TypeVar("T")
 
 # The Runner's resume files hold these besides tensors. Allowing them by name keeps the load safe;
@@ -81,21 +82,50 @@ class Runner(MMEngineRunner):
         return self.rank == 0
 
 
-def build_runner(config: Config, *, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
+def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
     """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
 
-    A fresh start removes the log of an earlier run in the same folder. Raises UserError for a config
-    entry that does not exist.
+    `settings` is the config's hash. A run that was interrupted is continued only under the settings it
+    began with; a finished one, or none, is started afresh. Raises UserError for settings that changed and
+    for a config entry that does not exist.
     """
-    found = newest_resume_file(Path(config.work_dir)) if resume else None
-    if resume and found is None:
-        print(f"nothing to resume in {config.work_dir}: starting afresh", file=sys.stderr)
+    work_dir = Path(config.work_dir)
+    found = _interrupted(work_dir, settings) if resume else None
     config.resume, config.load_from = found is not None, None if found is None else str(found)
-    if found is None:
-        (Path(config.work_dir) / LOG).unlink(missing_ok=True)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
     runner.backbone = backbone
+    if runner.rank == 0 and found is None:
+        # Only now, when the config has proved sound, is an earlier run's state given up.
+        for stale in [*work_dir.glob("*.pth"), work_dir / LOG]:
+            stale.unlink(missing_ok=True)
+        write_json(work_dir / STATE, {"config_sha256": settings, "finished": False})
     return runner
+
+
+def train(runner: Runner) -> None:
+    """Train to the end and note in the work_dir that the run is finished."""
+    with_config_mistakes_named(runner.train)
+    mark_finished(runner)
+
+
+def mark_finished(runner: Runner) -> None:
+    """Note in the work_dir that nothing is left to resume."""
+    if runner.rank == 0:
+        state = Path(runner.work_dir) / STATE
+        write_json(state, {**json.loads(state.read_text()), "finished": True})
+
+
+def _interrupted(work_dir: Path, settings: str) -> Path | None:
+    state = work_dir / STATE
+    content = json.loads(state.read_text()) if state.is_file() else {"finished": True}
+    if content["finished"]:
+        return None
+    if content["config_sha256"] != settings:
+        raise UserError(
+            f"{work_dir} holds an interrupted run of other settings; restore those to resume it, "
+            "or start afresh without RESUME=1"
+        )
+    return newest_resume_file(work_dir)
 
 
 def with_config_mistakes_named(action: Callable[[], T]) -> T:

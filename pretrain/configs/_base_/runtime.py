@@ -1,0 +1,16 @@
+"""What every pretraining run shares: the loop's hooks, the data order, the console."""
+
+default_scope = "mmengine"
+default_hooks = dict(
+    runtime_info=dict(type="RuntimeInfoHook"),
+    timer=dict(type="IterTimerHook"),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    # Two kept: the hook removes the oldest before it writes the newest, and a disk may be full.
+    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
+    logger=dict(type="LoggerHook", interval=10),
+    progress=dict(type="Progress", interval=10),
+)
+visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
+randomness = dict(seed=0)
+env_cfg = dict(cudnn_benchmark=False)

@@ -1,0 +1,150 @@
+"""Weighted kNN on frozen features: the standard evaluation without training.
+
+make knn METHOD=simsiam_gsg
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import cli
+from common.config import config_sha256, load_config
+from common.records import RecordKey, start_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mmengine.config import Config
+    from torch import Tensor
+
+    from common.checkpoint import Checkpoint
+    from common.features import Features
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def nearest_neighbours(
+    queries: "Tensor", bank: "np.ndarray | Tensor", k: int, *, chunk: int = 16384
+) -> "tuple[Tensor, Tensor]":
+    """Return the cosine similarities and indices, each (Q, k), of each query's k nearest rows of `bank`.
+
+    `queries` (Q, D) and `bank` (M, D), float32, of any length: rows are L2-normalised here. The bank is read
+    `chunk` rows at a time, so that it may be memory-mapped and larger than memory; the result is exact.
+    Similarities fall along a row.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    queries = F.normalize(queries, dim=1)
+    best = queries.new_full((len(queries), 0), 0.0)
+    index = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    for start in range(0, len(bank), chunk):
+        rows = torch.as_tensor(bank[start : start + chunk], device=queries.device)
+        similarity = queries @ F.normalize(rows, dim=1).T
+        places = torch.arange(start, start + len(rows), device=queries.device).expand(len(queries), -1)
+        both, both_index = torch.cat((best, similarity), 1), torch.cat((index, places), 1)
+        best, order = both.topk(min(k, both.shape[1]), dim=1)
+        index = both_index.gather(1, order)
+    return best, index
+
+
+def vote(similarity: "Tensor", labels: "Tensor", *, temperature: float, num_classes: int) -> "Tensor":
+    """Return the scores (Q, C): the sum over neighbours of a class of exp(similarity / temperature).
+
+    `similarity` and `labels` (of the neighbours) are (Q, k). PROTOCOLS 3.1.
+    """
+    import torch
+
+    weight = (similarity / temperature).exp()
+    scores = torch.zeros(len(labels), num_classes, dtype=weight.dtype, device=weight.device)
+    return scores.scatter_add_(1, labels, weight)
+
+
+def knn_accuracy(
+    bank: "Features", queries: "Features", *, k: int, temperature: float, query_chunk: int = 1024
+) -> float:
+    """Return the top-1 accuracy in percent of weighted kNN on cosine similarity."""
+    import torch
+
+    if k > len(bank.y):
+        raise cli.UserError(f"config: kNN with k={k} needs as many images, the bank has {len(bank.y)}; lower k")
+    from common.features import pick_device
+
+    device = pick_device()
+    labels, correct = torch.as_tensor(bank.y, device=device), 0
+    for rows in _chunks(len(queries.y), query_chunk):
+        x = torch.as_tensor(queries.x[rows], device=device)
+        similarity, index = nearest_neighbours(x, bank.x, k)
+        scores = vote(similarity, labels[index], temperature=temperature, num_classes=int(bank.y.max()) + 1)
+        correct += int((scores.argmax(1).cpu().numpy() == queries.y[rows]).sum())
+    return 100 * correct / len(queries.y)
+
+
+def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "tuple[Features, Features]":
+    """Return the features of the training and of the test images that `settings` (a config's `knn`) names."""
+    from common.data import evaluation_transform
+    from common.features import extract_features
+    from pretrain.data import open_images
+
+    transform = evaluation_transform(settings["size"], resize=settings["resize"])
+    train, test = (
+        extract_features(
+            checkpoint,
+            open_images(split=split, **settings["images"]),
+            transform,
+            cache,
+            batch_size=settings["batch_size"],
+            workers=settings["workers"],
+        )
+        for split in ("train", "test")
+    )
+    return train, test
+
+
+def evaluate(args: argparse.Namespace, subject: cli.Subject, config: "Config") -> None:
+    """Evaluate one checkpoint and write its record."""
+    settings = config.evaluation
+    sha = config_sha256(config, data=args.data)
+    key = RecordKey(args.profile, "knn", subject.name, settings["images"]["name"], args.seed)
+    run = start_run(key, subject, config_sha256=sha, results=args.results)
+    if run is None:
+        return
+    from common.checkpoint import load_checkpoint
+    from common.features import pick_device
+    from common.files import sha256_of_text
+
+    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+    bank, queries = bank_and_queries(checkpoint, settings, args.runs / args.profile / "features")
+    top1 = knn_accuracy(bank, queries, k=settings["k"], temperature=settings["temperature"])
+    protocol = {
+        "k": settings["k"],
+        "temperature": settings["temperature"],
+        "n_train": len(bank.y),
+        "n_test": len(queries.y),
+    }
+    path = run.finish(
+        args.results,
+        metrics={"top1": top1},
+        protocol=protocol,
+        data_fingerprint=sha256_of_text(bank.fingerprint, queries.fingerprint),
+        device=pick_device().type,
+    )
+    print(f"{subject.name}: kNN top-1 {top1:.2f} %  ({path})", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run kNN for every method that the arguments name."""
+    parser = cli.parser("pretrain.knn", "weighted kNN on frozen features", reads_checkpoint=True)
+    args = parser.parse_args(argv)
+    cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
+    config = load_config(CONFIGS / args.profile / "knn.py", data=args.data)
+    for subject in cli.subjects(args):
+        evaluate(args, subject, config)
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, total, size))
+
+
+if __name__ == "__main__":
+    cli.run(main)

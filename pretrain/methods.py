@@ -1,0 +1,145 @@
+"""SimSiam and BYOL, each with or without Guided Stop-gradient."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from common.backbones import build_backbone, feature_dim
+from common.cli import UserError
+from pretrain.gsg import GUIDES, Views, gsg_loss
+from pretrain.heads import predictor as build_predictor
+from pretrain.heads import projector as build_projector
+
+VIEWS = ("fresh", "shared")
+
+
+@MODELS.register_module()
+class SimSiam(BaseModel):
+    """SimSiam (Chen and He, 2021); with a guide, SimSiam with GSG (appendix A).
+
+    `backbone`: arguments of `common.backbones.build_backbone`; `projector`, `predictor`: arguments of
+    `pretrain.heads`; `predictor=None` predicts by the identity. `guide`: none | nearest | farthest |
+    random. `views` tells where the reference's views come from: `fresh` (the paper's way), two more views
+    of every image, paired by a random permutation of this process's batch, in which an image may meet
+    itself; or `shared` (ours), the batch's own two views, paired by a derangement, so that projections and
+    predictions are reused.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        projector: dict[str, Any],
+        predictor: dict[str, Any] | None,
+        guide: str = "none",
+        views: str = "fresh",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if guide not in GUIDES:
+            raise UserError(f"config: unknown guide '{guide}'; known: {', '.join(GUIDES)}")
+        if views not in VIEWS:
+            raise UserError(f"config: unknown views '{views}'; known: {', '.join(VIEWS)}")
+        self.guide, self.views = guide, views
+        try:
+            self.backbone = build_backbone(**backbone)
+        except ValueError as error:
+            raise UserError(f"config: {error}") from None
+        self.projector = build_projector(feature_dim(self.backbone), **projector)
+        self.predictor = nn.Identity() if predictor is None else build_predictor(self.projection_dim, **predictor)
+
+    @property
+    def projection_dim(self) -> int:
+        """The width d of projections and predictions."""
+        return int(self.projector[-1].num_features)  # type: ignore[arg-type]
+
+    @property
+    def num_views(self) -> int:
+        """How many views of an image a step takes: four with fresh references, else two."""
+        return 4 if self.guide != "none" and self.views == "fresh" else 2
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the projections (N, d) of a view (N, 3, H, W): f = projector after backbone."""
+        return self.projector(self.backbone(x))
+
+    def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what the predictions are drawn to, (N, d) a view: the online projections themselves."""
+        return z
+
+    def forward(self, inputs: Sequence[Tensor], mode: str = "loss") -> dict[str, Tensor] | Tensor:
+        """Return the loss of a batch, `inputs` being `num_views` tensors (N, 3, H, W), one a view.
+
+        Every view is a forward pass of its own, so BN takes its statistics per view (PROTOCOLS 1.2). With
+        mode "tensor", return the backbone's features (N, D) of the first view.
+        """
+        if mode == "tensor":
+            return self.backbone(inputs[0])
+        if len(inputs) != self.num_views:
+            raise UserError(
+                f"config: guide '{self.guide}' with {self.views} views takes {self.num_views} views an image, "
+                f"the data set gives {len(inputs)}; set train_dataloader.dataset.num_views={self.num_views}"
+            )
+        z = [self.project(x) for x in inputs]
+        p = [self.predictor(z_view) for z_view in z]
+        t = [t_view.detach() for t_view in self.targets(inputs, z)]
+        image = Views(t[0], t[1], p[0], p[1])
+        return {"loss": gsg_loss(image, self._reference(image, t, p), self.guide), "std": spread(z[0])}
+
+    def _reference(self, image: Views, t: Sequence[Tensor], p: Sequence[Tensor]) -> Views | None:
+        if self.guide == "none":
+            return None
+        n, device = len(t[0]), t[0].device
+        if self.views == "shared":
+            return image.at(derangement(n).to(device))
+        return Views(t[2], t[3], p[2], p[3]).at(torch.randperm(n).to(device))
+
+
+@MODELS.register_module()
+class BYOL(SimSiam):
+    """BYOL (Grill et al., 2020) with the paper's heads; targets come from a moving average of the encoder.
+
+    `momentum` is the share of the old target weights kept at each update (appendix C: 0.99, constant).
+    """
+
+    def __init__(self, *args: Any, momentum: float = 0.99, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.momentum = momentum
+        self.target = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.projector))
+        self.target.requires_grad_(False)
+
+    @torch.no_grad()
+    def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Move the target network a step towards the online one, then project every view with it.
+
+        The online weights do not change within a step, so updating here equals updating after every
+        optimiser step (PROTOCOLS 1.3). Parameters only: the target's BN keeps running statistics of its own.
+        """
+        online = [*self.backbone.parameters(), *self.projector.parameters()]
+        for kept, new in zip(self.target.parameters(), online, strict=True):
+            kept.lerp_(new, 1 - self.momentum)
+        return [self.target(x) for x in inputs]
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """Return the mean over channels of the standard deviation of L2-normalised z (N, d): the collapse monitor.
+
+    1/sqrt(d) for directions spread evenly, 0 when all images collapse to one (Chen and He, section 4.1).
+    """
+    return F.normalize(z.float(), dim=1).std(dim=0).mean()
+
+
+def derangement(n: int) -> Tensor:
+    """Return a uniformly random permutation of n without fixed points, (n,) int64. Raises UserError if n < 2."""
+    if n < 2:
+        raise UserError("config: shared views need a batch of at least 2 images a process; raise the batch size")
+    identity = torch.arange(n)
+    while True:  # a permutation has no fixed point with probability 1/e
+        order = torch.randperm(n)
+        if not (order == identity).any():
+            return order

@@ -1,0 +1,164 @@
+"""The random views of an image: augmentations from a config list, and the data set that draws them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision import transforms
+
+from common.cli import UserError
+from common.data import IMAGENET_MEAN, IMAGENET_STD, LabelledImages, evaluation_transform
+from pretrain.data import open_images
+
+
+class GaussianBlur:
+    """PIL's Gaussian blur of a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
+
+    def __init__(self, radius: tuple[float, float] = (0.1, 2.0)) -> None:
+        self.radius = radius
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the blurred image."""
+        drawn = torch.empty(()).uniform_(*self.radius).item()
+        return image.filter(ImageFilter.GaussianBlur(drawn))
+
+    def __repr__(self) -> str:
+        return f"GaussianBlur(radius={self.radius})"
+
+
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {
+    "RandomResizedCrop": transforms.RandomResizedCrop,
+    "RandomHorizontalFlip": transforms.RandomHorizontalFlip,
+    "ColorJitter": transforms.ColorJitter,
+    "RandomGrayscale": transforms.RandomGrayscale,
+    "RandomAffine": transforms.RandomAffine,
+    "RandomInvert": transforms.RandomInvert,
+    "GaussianBlur": GaussianBlur,
+}
+_OWN_PROBABILITY = ("RandomHorizontalFlip", "RandomGrayscale", "RandomInvert")
+
+
+def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image], Tensor]:
+    """Return the transform of a config's list of `dict(type=..., p=..., ...)`, in the given order.
+
+    `p` applies a step with that probability. Conversion to a tensor (3, H, W) float32 and ImageNet's
+    normalisation follow (B.1, B.2). Raises UserError for an unknown step or option.
+    """
+    built: list[Any] = []
+    for step in steps:
+        options = dict(step)
+        name = options.pop("type", None)
+        if name not in AUGMENTATIONS:
+            raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
+        p = None if name in _OWN_PROBABILITY else options.pop("p", None)
+        try:
+            transform = AUGMENTATIONS[name](**options)
+        except TypeError as error:
+            raise UserError(f"config: augmentation {name}: {error}") from None
+        built.append(transform if p is None else transforms.RandomApply([transform], p))
+    return transforms.Compose([*built, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+
+class Draw(NamedTuple):
+    """One visit to an image: its place in the data set, and the seed of every random choice of that visit."""
+
+    place: int
+    seed: int
+
+
+@DATASETS.register_module()
+class MultiView(Dataset[dict[str, list[Tensor]]]):
+    """Images without labels, each as `num_views` independent random views.
+
+    `images`: arguments of `pretrain.data.open_images`; `augmentation`: see `build_augmentation`. What a
+    visit draws depends on its seed alone, so a run gives the same views with any number of workers, and no
+    two workers draw the same ones.
+    """
+
+    def __init__(self, images: dict[str, Any], augmentation: Sequence[dict[str, Any]], num_views: int = 2) -> None:
+        self.images: LabelledImages = open_images(**images)
+        self.transform, self.num_views = build_augmentation(augmentation), num_views
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, draw: Draw) -> dict[str, list[Tensor]]:
+        image = self.images.image(draw.place)
+        with seeded(draw.seed):
+            return {"inputs": [self.transform(image) for _ in range(self.num_views)]}
+
+
+@DATASETS.register_module()
+class LabelledView(Dataset[dict[str, Any]]):
+    """Images with labels, each through one transform, for the linear classifier.
+
+    With `augmentation` (see `build_augmentation`), a random view, as `MultiView` draws it; without, the test
+    transform of `size` and `resize` (`common.data.evaluation_transform`).
+    """
+
+    def __init__(
+        self,
+        images: dict[str, Any],
+        augmentation: Sequence[dict[str, Any]] | None = None,
+        size: int = 224,
+        resize: Any = None,
+    ) -> None:
+        self.images: LabelledImages = open_images(**images)
+        self.transform = build_augmentation(augmentation) if augmentation else evaluation_transform(size, resize=resize)
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
+        index, seed = (draw.place, draw.seed) if isinstance(draw, Draw) else (draw, None)
+        image, label = self.images.image(index), int(self.images.labels[index])
+        if seed is None:
+            return {"inputs": self.transform(image), "labels": label}
+        with seeded(seed):
+            return {"inputs": self.transform(image), "labels": label}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's CPU random numbers from `seed` inside the block; leave the stream outside untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(Sampler[Draw]):
+    """Every image once an epoch, in an order that the seed and the epoch fix, shared out over the ranks.
+
+    The last images that do not give every rank the same number are left out, as the paper's
+    `drop_last=True` does with a batch.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True) -> None:
+        self.size, self.seed, self.shuffle, self.epoch = len(dataset), seed or 0, shuffle, 0  # type: ignore[arg-type]
+        self.rank, self.world_size = get_dist_info()
+
+    def __len__(self) -> int:
+        return self.size // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of `epoch` (mmengine's DistSamplerSeedHook calls it)."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+        mine = order[self.rank : len(self) * self.world_size : self.world_size]
+        for index in mine.tolist():
+            yield Draw(index, _mix(self.seed, self.epoch, index))
+
+
+def _mix(*numbers: int) -> int:
+    """Return a 63-bit seed that differs for every tuple of numbers (but for collisions of a hash)."""
+    return hash(numbers) & (2**63 - 1)
