@@ -21,7 +21,7 @@ from common.files import atomic_path, sha256_of_text
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled backbone outputs `x` (N, D) float32, memory-mapped, and the labels `y` of the images."""
+    """Pooled backbone outputs `x` (N, D) float32, memory-mapped copy-on-write, and the labels `y` of the images."""
 
     x: np.ndarray
     y: np.ndarray
@@ -48,7 +48,7 @@ def extract_features(
     if not path.is_file():
         with atomic_path(path) as temporary:
             _extract(checkpoint, images, transform, temporary, batch_size, workers)
-    return Features(np.load(path, mmap_mode="r"), images.labels, images.fingerprint)
+    return Features(np.load(path, mmap_mode="c"), images.labels, images.fingerprint)
 
 
 def pick_device() -> torch.device:

@@ -1,0 +1,116 @@
+# The front door. `make help` lists every target; every target is a thin call of `python -m <room>.<module>`.
+
+PROFILE  ?= demo
+METHOD   ?= simsiam_gsg
+SEED     ?= 0
+GPUS     ?= 0
+LAUNCHER ?= none
+DATA     ?= data
+ARGS     ?=
+
+VENV        ?= .venv
+BASE_PYTHON ?= python3.11
+PYTHON      ?= $(VENV)/bin/python
+
+# A PYTHON of your own (a conda environment, say) is taken as it is; ours is set up first.
+SETUP := $(if $(filter file,$(origin PYTHON)),$(VENV)/.complete)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+COMMON  = --profile "$(PROFILE)" --seed "$(SEED)" --data "$(DATA)"
+METHODS = --method "$(METHOD)"
+RESUMED = $(if $(RESUME),--resume)
+SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
+
+# Trainers may run on several processes: torchrun on this machine, or srun's tasks.
+ifeq ($(LAUNCHER),slurm)
+  TRAIN  = srun $(PYTHON) -m
+  RANKS  = --launcher slurm
+else ifneq ($(filter-out 0 1,$(GPUS))$(filter torchrun,$(LAUNCHER)),)
+  TRAIN  = $(PYTHON) -m torch.distributed.run --standalone --nproc_per_node $(GPUS) -m
+  RANKS  = --launcher pytorch
+else
+  TRAIN  = $(PYTHON) -m
+  RANKS  =
+endif
+
+help: ## list every target
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z0-9-]*:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
+	@echo "  GPUS=0|1|8...  LAUNCHER=none|torchrun|slurm  RESUME=1  CHECKPOINT=path NAME=label  ARGS='...'"
+
+setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
+
+$(VENV)/.complete: requirements.txt pyproject.toml
+	@command -v $(BASE_PYTHON) >/dev/null || { echo "error: $(BASE_PYTHON) is not on PATH; install Python 3.11 or set BASE_PYTHON=path" >&2; exit 1; }
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away environment
+	$(BASE_PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet --editable '.[dev]'
+	.lock/bin/python -m pip freeze --all --exclude-editable | .lock/bin/python -m common.lock > requirements.txt.new
+	mv requirements.txt.new requirements.txt
+	rm -r .lock
+
+demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
+	@$(PYTHON) -m common.demo --data "$(DATA)" $(ARGS)
+
+data: $(SETUP) ## write the embedded data of the demo under DATA
+	@$(PYTHON) -m common.embedded $(COMMON) $(ARGS)
+
+pretrain: $(SETUP) ## pretrain METHOD and export checkpoints/PROFILE/METHOD.pth
+	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(RESUMED) $(RANKS) $(ARGS)
+
+knn: $(SETUP) ## weighted kNN on frozen features
+	@$(PYTHON) -m pretrain.knn $(COMMON) $(SUBJECT) $(ARGS)
+
+linear: $(SETUP) ## linear classifier on frozen features
+	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
+
+transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
+	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset "$(DATASET)" $(ARGS)
+
+transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the profile
+	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARGS)
+
+detection-voc: $(SETUP) ## Faster R-CNN on VOC
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(RESUMED) $(RANKS) $(ARGS)
+
+detection-coco: $(SETUP) ## Faster R-CNN on COCO
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(RESUMED) $(RANKS) $(ARGS)
+
+segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
+
+tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
+	@$(PYTHON) -m analysis.tables $(COMMON) $(ARGS)
+
+tsne: $(SETUP) ## t-SNE of test features, one panel a method
+	@$(PYTHON) -m analysis.tsne $(COMMON) $(ARGS)
+
+figures: $(SETUP) ## segmentation figure: image, ground truth, each method's prediction
+	@$(PYTHON) -m analysis.figures $(COMMON) $(ARGS)
+
+report: $(SETUP) ## one static page of tables, figures, curves and provenance
+	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
+
+test: $(SETUP) ## linter, formatter, type checker and the fast tests
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest $(ARGS)
+
+test-all: $(SETUP) ## all of `make test` and the slow tests
+	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $(ARGS)"
+
+clean: ## remove caches (data, checkpoints, results and reports stay)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
+	segmentation-ade20k tables tsne figures report test test-all clean

@@ -1,0 +1,65 @@
+"""The whole chain on embedded data: every stage in turn, each a command of its own.
+
+make demo
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import cli
+
+METHODS = "simsiam simsiam_gsg"
+# Stage, module, arguments. Stages with a checkpoint to evaluate take METHODS; those that train resume.
+STAGES: tuple[tuple[str, list[str]], ...] = (
+    ("pretrain", ["pretrain.train", "--method", METHODS, "--resume"]),
+    ("knn", ["pretrain.knn", "--method", METHODS]),
+    ("linear", ["pretrain.linear", "--method", METHODS, "--resume"]),
+    ("transfer", ["transfer.run", "--method", METHODS, "--dataset", "all"]),
+    ("detection", ["detection.train", "--method", METHODS, "--dataset", "voc", "--resume"]),
+    ("segmentation", ["segmentation.train", "--method", METHODS, "--resume"]),
+    ("report", ["analysis.report"]),
+    ("tables", ["analysis.tables"]),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every stage; what is done already is left alone. Ends with the tables, the times and the page."""
+    parser = cli.Parser("common.demo", description="the whole chain on embedded data")
+    parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    args = parser.parse_args(argv)
+    begun = time.monotonic()
+    times: list[tuple[str, float]] = []
+    for number, (stage, command) in enumerate(STAGES, start=1):
+        print(f"\n--- {number}/{len(STAGES)} {stage}", flush=True)
+        started = time.monotonic()
+        _run([*command, "--profile", "demo", "--data", str(args.data)])
+        times.append((stage, time.monotonic() - started))
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print("\nstage          seconds")
+    for stage, seconds in times:
+        print(f"{stage:<14} {seconds:7.1f}")
+    print(f"{'all':<14} {time.monotonic() - begun:7.1f}   peak memory of one process {peak / 2**30:.1f} GiB")
+    print(f"\nthe page: {Path('reports/demo/index.html').resolve()}", flush=True)
+
+
+def _run(command: list[str]) -> None:
+    process = subprocess.Popen([sys.executable, "-m", *command])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches the stage too; let it end in its own way before we do.
+        process.wait()
+        raise
+    if code == cli.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != 0:
+        sys.exit(code if code > 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,76 @@
+"""Linear evaluation: a linear classifier on the frozen backbone, trained on mmengine's Runner.
+
+make linear METHOD=simsiam_gsg
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from common import cli
+from common.config import add_config_arguments, config_sha256, load_config
+from common.records import RecordKey, start_run
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> None:
+    """Train and test the classifier on one checkpoint and write its record: top-1 and top-5, last and best."""
+    sha = config_sha256(config, data=args.data)
+    data = config.train_dataloader.dataset.images["name"]
+    run = start_run(
+        RecordKey(args.profile, "linear", subject.name, data, args.seed),
+        subject,
+        config_sha256=sha,
+        results=args.results,
+    )
+    if run is None:
+        return
+    from common.checkpoint import load_checkpoint
+    from common.engine import build_runner, set_run, train
+    from common.features import pick_device
+    from common.files import sha256_of_text
+    from pretrain import probe, views  # noqa: F401  (these register what the configs name)
+
+    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+    config.model.backbone = dict(arch=checkpoint.arch)
+    work_dir = args.runs / args.profile / "linear" / cli.checkpoint_name(subject.name, args.seed)
+    set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
+    runner = build_runner(config, settings=sha + checkpoint.sha256, backbone=checkpoint, resume=args.resume)
+    train(runner)
+    if runner.rank != 0:
+        return
+    train_set, test_set = runner.train_dataloader.dataset.images, runner.val_dataloader.dataset.images
+    metrics = probe.history(runner)
+    path = run.finish(
+        args.results,
+        metrics=metrics,
+        protocol={
+            "epochs": runner.max_epochs,
+            "batch_size": config.train_dataloader.batch_size * runner.world_size,
+            "lr": config.optim_wrapper.optimizer.lr,
+            "optimizer": config.optim_wrapper.optimizer.type,
+            "n_train": len(train_set.labels),
+            "n_test": len(test_set.labels),
+        },
+        data_fingerprint=sha256_of_text(train_set.fingerprint, test_set.fingerprint),
+        device=pick_device().type,
+    )
+    print(f"{subject.name}: linear top-1 {metrics['top1']:.2f} % (best epoch {metrics['best_top1']:.2f})  ({path})")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate every checkpoint that the arguments name."""
+    parser = cli.parser("pretrain.linear", "linear classifier on frozen features", reads_checkpoint=True)
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)
+    for subject in cli.subjects(args):
+        config = load_config(CONFIGS / args.profile / "linear.py", data=args.data, options=args.cfg_options)
+        evaluate(args, subject, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)
