@@ -23,9 +23,20 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 class LabelledImages(Protocol):
     """N images with labels: (N,) int64 class indices, or (N, K) int64 of 0 and 1 for K labels each."""
 
-    name: str
-    classes: Sequence[str]
-    labels: np.ndarray
+    @property
+    def name(self) -> str:
+        """What caches and messages call the set."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The K class names, in the order of the indices."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels, in the order of the images."""
+        ...
 
     @property
     def fingerprint(self) -> str:
