@@ -110,7 +110,8 @@ def test_multilabel_sweep():
 
 def test_unconverged_fits_are_counted_and_silent():
     rng = np.random.default_rng(0)
-    part = Part(rng.standard_normal((300, 40)).astype(np.float32), rng.integers(0, 5, 300))
+    x = rng.standard_normal((300, 40)) * np.logspace(0, 3, 40)  # ill-conditioned
+    part = Part(x.astype(np.float32), rng.integers(0, 5, 300))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outcome = sweep(part, part, part, part, "accuracy", [1e-6])

@@ -1,0 +1,1 @@
+"""Tables, figures and the report page, all made from saved records, checkpoints and logs."""
