@@ -1,5 +1,6 @@
 """mmengine's Runner as all three trainers use it: safe and atomic checkpoints, quiet console, progress."""
 
+import itertools
 import json
 import logging
 import re
@@ -8,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner as MMEngineRunner
+from mmengine.utils import apply_to
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
@@ -25,10 +28,7 @@ from common.files import atomic_path, write_json
 LOG = "log.jsonl"
 STATE = "run.json"  # whose settings the work_dir belongs to, and whether the run is finished
 T = TypeVar("T")
-
-# The Runner's resume files hold these besides tensors. Allowing them by name keeps the load safe;
-# mmengine's own loader falls back to unpickling anything.
-_RESUME_CLASSES: list[Any] = [HistoryBuffer, MessageHub]
+_RUNS = itertools.count()
 
 
 class Runner(MMEngineRunner):
@@ -47,6 +47,12 @@ class Runner(MMEngineRunner):
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
         return logger
+
+    def register_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """Register the config's hooks, and those that safe and exact resuming rests on."""
+        super().register_hooks(*args, **kwargs)
+        self.register_hook(RandomState())
+        self.register_hook(PlainState())
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
@@ -146,27 +152,58 @@ def newest_resume_file(work_dir: Path) -> Path | None:
 
 
 def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return a Runner's checkpoint, read with `weights_only=True` and the few classes it needs allowed."""
+    """Return a Runner's checkpoint, read with `weights_only=True`. Raises UserError when it cannot be read."""
     try:
-        with torch.serialization.safe_globals(_safe_classes()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = (
+            found[0] if (found := re.search(r"Unsupported global: GLOBAL \S+", str(error))) else "truncated or damaged"
+        )
         raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one") from None
 
 
-def _safe_classes() -> list[Any]:
-    import numpy as np
-    from numpy._core import multiarray
+class PlainState(Hook):
+    """Keep the Runner's checkpoints free of pickled objects, so that they load with `weights_only=True`.
 
-    numeric = [np.dtype, np.ndarray, multiarray.scalar, multiarray._reconstruct, *map(type, _numpy_dtypes())]
-    return [*_RESUME_CLASSES, *numeric, *HistoryBuffer._statistics_methods.values()]
+    mmengine puts its message hub into them as HistoryBuffer objects; here they become lists of numbers on
+    saving, and HistoryBuffers again on loading. (Allowing the classes by name would not do: a HistoryBuffer
+    pickles `getattr` with it.)
+    """
+
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
+        """Replace the buffers by (values, counts), and leave out run-time information that is no plain value."""
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {
+            key: [part.tolist() for part in buffer.data] for key, buffer in hub["log_scalars"].items()
+        }
+        hub["runtime_info"] = {k: v for k, v in hub["runtime_info"].items() if isinstance(v, int | float | str)}
+        known = hub["log_scalars"].keys() | hub["runtime_info"].keys()
+        hub["resumed_keys"] = {key: value for key, value in hub["resumed_keys"].items() if key in known}
+        # NumPy's scalars pass for floats (learning rates are some), but are objects to the unpickler.
+        numpy_values = apply_to(checkpoint, lambda x: isinstance(x, np.generic | np.ndarray), lambda x: x.tolist())
+        checkpoint.update(numpy_values)
+
+    def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
+        """Make the buffers again."""
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {key: HistoryBuffer(*parts) for key, parts in hub["log_scalars"].items()}
 
 
-def _numpy_dtypes() -> list[Any]:
-    import numpy as np
+class RandomState(Hook):
+    """Keep the main process's random number generators in the checkpoints, so that a resumed run draws on."""
 
-    return [np.dtype(kind) for kind in ("float64", "float32", "int64", "int32", "uint8", "bool", "uint32")]
+    def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
+        """Store the generators' states: one byte tensor for the CPU, one for each GPU."""
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        state = checkpoint["random_state"]
+        torch.set_rng_state(state["cpu"].cpu())
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
 
 
 @HOOKS.register_module()
@@ -271,4 +308,6 @@ def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none"
     """Write into `config` what belongs to this run and not to its settings."""
     config.work_dir = str(work_dir)
     config.launcher = launcher
+    # mmengine keys its loggers and hubs by name and second; two short runs in one process must not share them.
+    config.experiment_name = f"{work_dir.name}-{next(_RUNS)}"
     config.randomness = {**config.get("randomness", {}), "seed": seed}

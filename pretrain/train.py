@@ -29,12 +29,17 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     import pretrain.hooks
     import pretrain.methods
     import pretrain.views  # noqa: F401  (these register what the configs name)
-    from common.engine import build_runner, set_run, train
+    from common.engine import build_runner, set_run, train, with_config_mistakes_named
 
     if config.train_dataloader.batch_size < 2:
         raise cli.UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     runner = build_runner(config, settings=sha, resume=args.resume)
+    loader = with_config_mistakes_named(lambda: runner.train_dataloader)
+    if len(loader) == 0:
+        images = len(loader.dataset)
+        batch = config.train_dataloader.batch_size
+        raise cli.UserError(f"the training set has {images} images, fewer than a batch of {batch} on each process")
     train(runner)
     model: Any = getattr(runner.model, "module", runner.model)
     if runner.rank == 0:

@@ -1,0 +1,84 @@
+"""The linear classifier: frozen backbone, metric, last and best."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.optim import Lars
+
+from pretrain.probe import AccuracyHistory, KeepFrozen, LinearProbe, TopK, digest, history
+
+
+def probe() -> LinearProbe:
+    torch.manual_seed(0)
+    return LinearProbe({"arch": "resnet18"}, num_classes=6)
+
+
+def test_training_changes_no_bit_of_the_backbone():
+    model = probe()
+    before, layer = digest(model.backbone), model.fc.weight.clone()
+    model.train()
+    assert not any(module.training for module in model.backbone.modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["loss"].backward()
+        optimizer.step()
+    assert digest(model.backbone) == before
+    assert not torch.equal(model.fc.weight, layer)
+
+
+def test_the_digest_sees_a_bit_of_a_running_statistic():
+    model = probe()
+    before = digest(model.backbone)
+    model.backbone.bn1.running_mean[0] += 1e-7
+    assert digest(model.backbone) != before
+
+
+def test_a_changed_backbone_fails_the_run():
+    runner = SimpleNamespace(model=probe())
+    hook = KeepFrozen()
+    hook.before_train(runner)
+    hook.after_train(runner)
+    with torch.no_grad():
+        runner.model.backbone.conv1.weight[0, 0, 0, 0] += 1
+    with pytest.raises(RuntimeError, match="frozen"):
+        hook.after_train(runner)
+
+
+def test_the_layer_starts_small_and_unbiased():
+    fc = LinearProbe({"arch": "resnet18"}, num_classes=500).fc
+    assert fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not fc.bias.any()
+
+
+def test_top_k_by_hand():
+    metric = TopK()
+    model = probe()
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.copy_(torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0]))  # guesses 0, 1, 2, 3, 4; never 5
+    hits = model(torch.zeros(4, 3, 32, 32), torch.tensor([0, 0, 4, 5]), mode="predict")
+    metric.process(None, hits)
+    assert metric.compute_metrics(metric.results) == {"top1": 50.0, "top5": 75.0}
+
+
+def test_last_and_best_epoch_are_both_kept():
+    hook = AccuracyHistory()
+    for top1, top5 in ((40.0, 80.0), (60.0, 90.0), (50.0, 95.0)):
+        hook.after_val_epoch(None, {"top1": top1, "top5": top5})
+    runner = SimpleNamespace(hooks=[hook])
+    assert history(runner) == {"top1": 50.0, "top5": 95.0, "best_top1": 60.0, "best_top5": 90.0}
+    saved: dict = {}
+    hook.before_save_checkpoint(None, saved)
+    other = AccuracyHistory()
+    other.after_load_checkpoint(None, saved)
+    assert other.epochs == hook.epochs
+
+
+def test_lars_scales_the_step_without_weight_decay():
+    # PROTOCOLS 3.2, worked by hand: |w| = 5, |g| = 2, so the step is lr * 0.001 * 5 / 2 * g.
+    w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    w.grad = torch.tensor([0.0, 2.0])
+    Lars([w], lr=0.5, weight_decay=0.0, trust_coeff=0.001, always_adapt=True).step()
+    torch.testing.assert_close(w.data, torch.tensor([3.0, 4.0 - 0.5 * 0.0025 * 2.0]))

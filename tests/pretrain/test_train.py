@@ -1,0 +1,217 @@
+"""The commands of the room, driven on a few embedded digits: train, resume, evaluate, and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.checkpoint import load_checkpoint
+from common.cli import UserError
+from pretrain import knn, linear, train
+
+ROOT = Path(train.__file__).parents[1]
+TINY = [
+    "train_dataloader.dataset.images.name=folder",
+    "train_cfg.max_epochs=2",
+    "train_dataloader.batch_size=4",
+    "model.backbone.arch=test_resnet",
+    "model.projector.dim=16",
+    "model.predictor.hidden_dim=8",
+    "custom_hooks=[]",
+]
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    """A working folder with a tiny ImageFolder as its data root."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for k, name in enumerate("ab"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + np.uint8(100 * k)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_train(*extra: str, method: str = "simsiam", options: tuple[str, ...] = ()) -> None:
+    train.main(["--method", method, *extra, "--cfg-options", *TINY, *options])
+
+
+def log(space: Path, name: str = "simsiam") -> list[dict]:
+    path = space / "runs" / "demo" / "pretrain" / name / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["simsiam", "simsiam_gsg", "byol", "byol_gsg"])
+def test_every_method_trains_exports_and_is_then_done(space, method, capsys):
+    run_train(method=method)
+    path = space / "checkpoints" / "demo" / f"{method}.pth"
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.meta == json.loads(path.with_suffix(".json").read_text())
+    assert (checkpoint.meta["method"], checkpoint.meta["epochs"], checkpoint.meta["seed"]) == (method, 2, 0)
+    assert checkpoint.backbone()(torch.zeros(1, 3, 32, 32)).shape == (1, 96)
+    epochs = [line for line in log(space, method) if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert all({"loss", "lr", "std", "images_per_s"} <= set(line) for line in epochs)
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "profile=demo" in first_line
+    assert str(space / "checkpoints") in first_line
+    run_train(method=method)
+    assert "already done" in capsys.readouterr().out
+
+
+def test_the_export_is_the_online_backbone(space):
+    run_train(method="byol")
+    state = torch.load(
+        space / "runs" / "demo" / "pretrain" / "byol" / "epoch_2.pth", weights_only=False, map_location="cpu"
+    )["state_dict"]
+    exported = load_checkpoint(space / "checkpoints" / "demo" / "byol.pth").state_dict
+    assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in exported.items())
+    assert any(not torch.equal(value, state[f"target.0.{key}"]) for key, value in exported.items())
+
+
+def test_a_seed_has_its_own_name_and_weights(space):
+    run_train("--seed", "0")
+    run_train("--seed", "1")
+    zero, one = (load_checkpoint(space / "checkpoints" / "demo" / f"simsiam{s}.pth") for s in ("", "-seed1"))
+    assert one.meta["seed"] == 1
+    assert any(not torch.equal(value, one.state_dict[key]) for key, value in zero.state_dict.items())
+
+
+@pytest.mark.parametrize("method", ["simsiam_gsg", "byol"])
+def test_a_run_interrupted_between_epochs_resumes_to_the_same_weights(space, monkeypatch, method):
+    run_train(method=method)
+    path = space / "checkpoints" / "demo" / f"{method}.pth"
+    whole = load_checkpoint(path).state_dict
+    whole_log = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
+    for leftover in (path, path.with_suffix(".json")):
+        leftover.unlink()
+
+    from common.engine import Progress
+
+    original = Progress.after_train_epoch
+
+    def interrupt_after_the_first(self, runner):
+        original(self, runner)
+        if runner.epoch == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "after_train_epoch", interrupt_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(method=method)
+    monkeypatch.undo()
+    os.chdir(space)
+    assert not path.exists()
+    run_train("--resume", method=method)
+    resumed = load_checkpoint(path).state_dict
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)] == whole_log
+
+
+def test_ctrl_c_exits_130_and_resumes(space):
+    command = [sys.executable, "-m", "pretrain.train", "--method", "simsiam", "--cfg-options", *TINY]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "train_cfg.max_epochs=400"], cwd=space, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    run_dir = space / "runs" / "demo" / "pretrain" / "simsiam"
+    deadline = time.monotonic() + 120
+    while not list(run_dir.glob("epoch_*.pth")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "RESUME=1" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert not (space / "checkpoints").exists()
+    assert list(run_dir.glob("epoch_*.pth"))
+
+
+def test_knn_and_linear_read_the_export_and_are_then_done(space, capsys):
+    run_train()
+    (space / "configs" / "demo").mkdir(parents=True)
+    for room in ("knn", "linear"):
+        source = (ROOT / "pretrain" / "configs" / "demo" / f"{room}.py").read_text()
+        text = (
+            source.replace('name="digits"', 'name="folder"')
+            .replace("k=20", "k=3")
+            .replace("../_base_", str(ROOT / "pretrain" / "configs" / "_base_"))
+        )
+        (space / "configs" / "demo" / f"{room}.py").write_text(text)
+    for module in (knn, linear):
+        module.CONFIGS, saved = space / "configs", module.CONFIGS
+        try:
+            module.main(["--method", "simsiam"])
+            module.main(["--method", "simsiam"])
+        finally:
+            module.CONFIGS = saved
+        assert "already done" in capsys.readouterr().out
+    read = {
+        task: json.loads((space / f"results/demo/{task}/simsiam/folder-seed0.json").read_text())
+        for task in ("knn", "linear")
+    }
+    assert set(read["knn"]["metrics"]) == {"top1"}
+    assert set(read["linear"]["metrics"]) == {"top1", "top5", "best_top1", "best_top5"}
+    assert read["knn"]["protocol"]["n_train"] == 12
+    sha = load_checkpoint(space / "checkpoints/demo/simsiam.pth").sha256
+    assert {record["provenance"]["checkpoint_sha256"] for record in read.values()} == {sha}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("model.giude=nearest",), "no option 'giude'"),
+        (("modle.guide=nearest",), "did you mean 'model'"),
+        (("model.guide=nearst",), "unknown guide 'nearst'"),
+        (("model.type=SimSam",), "SimSam is not in the"),
+        (("train_cfg.max_epoch=3",), "no option 'max_epoch'"),
+        (("optim_wrapper.optimizer.lrr=3",), "no option 'lrr'"),
+        (("train_dataloader.batch_size=1",), "at least 2"),
+        (("model.guide=nearest",), "num_views=4"),
+        (("model.backbone.arch=resnet19",), "unknown backbone 'resnet19'"),
+        (("train_dataloader.batch_size=99",), "fewer than a batch"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_wrong_setting_is_one_line_naming_it(space, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run_train(options=options)
+    assert "\n" not in str(caught.value)
+    assert not (space / "checkpoints").exists()
+
+
+def test_a_wrong_setting_loses_nothing_of_the_run_before(space):
+    run_train()
+    before = sorted((space / "runs/demo/pretrain/simsiam").glob("epoch_*.pth"))
+    with pytest.raises(UserError):
+        run_train(options=("model.giude=nearest",))
+    assert sorted((space / "runs/demo/pretrain/simsiam").glob("epoch_*.pth")) == before
+
+
+def test_a_truncated_image_stops_the_run_and_names_the_file(space):
+    path = space / "data" / "train" / "b" / "3.png"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"train/b/3\.png"):
+        run_train()
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_it(space):
+    with pytest.raises(UserError, match="make pretrain PROFILE=demo METHOD=byol SEED=2"):
+        knn.main(["--method", "byol", "--seed", "2"])
+
+
+@pytest.mark.slow
+def test_resnet50_trains_a_step(space):
+    run_train(method="simsiam_gsg", options=("model.backbone.arch=resnet50", "train_cfg.max_epochs=1"))
+    assert load_checkpoint(space / "checkpoints/demo/simsiam_gsg.pth").meta["feature_dim"] == 2048

@@ -1,0 +1,135 @@
+"""Random views: augmentation lists, seeds, data order."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader
+
+from common.cli import UserError
+from pretrain.views import Draw, EpochSampler, GaussianBlur, LabelledView, MultiView, build_augmentation, seeded
+
+CROP = [dict(type="RandomResizedCrop", size=16, scale=(0.2, 1.0))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for split in ("train", "val"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for k in range(6):
+                pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{k}.png")
+    return dict(name="folder", root=str(tmp_path), split="train")
+
+
+def test_a_visit_is_fixed_by_its_seed_alone(folder):
+    data = MultiView(folder, CROP, num_views=4)
+    torch.manual_seed(1)
+    first = data[Draw(3, 99)]["inputs"]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = data[Draw(3, 99)]["inputs"]
+    assert torch.equal(state, torch.get_rng_state())  # the stream outside is not consumed
+    assert len(first) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], data[Draw(3, 100)]["inputs"][0])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_what_is_drawn(folder, workers):
+    def draws(count):
+        data = MultiView(folder, CROP)
+        sampler = EpochSampler(data, seed=5)
+        sampler.set_epoch(1)
+        loader = DataLoader(data, 4, sampler=sampler, num_workers=count)
+        return torch.cat([torch.cat(batch["inputs"]) for batch in loader])
+
+    alone = draws(0)
+    assert torch.equal(alone, draws(workers))
+    assert len({view.numpy().tobytes() for view in alone}) == len(alone)  # no two draws alike
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 40), world=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_ranks_share_an_epoch_without_overlap(size, world, seed, epoch):
+    seen, lengths = [], set()
+    for rank in range(world):
+        sampler = EpochSampler(range(size), seed=seed)
+        sampler.rank, sampler.world_size = rank, world
+        sampler.set_epoch(epoch)
+        mine = list(sampler)
+        lengths.add(len(mine))
+        assert len(mine) == len(sampler)
+        seen += mine
+    places = [draw.place for draw in seen]
+    assert len(lengths) == 1
+    assert len(set(places)) == len(places) == size // world * world
+    assert len({draw.seed for draw in seen}) == len(seen)
+
+
+def test_epochs_differ_in_order_and_seeds():
+    sampler = EpochSampler(range(50), seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [d.place for d in first] != [d.place for d in second]
+    assert not {d.seed for d in first} & {d.seed for d in second}
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_blur_is_pils_with_the_drawn_radius():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    with seeded(3):
+        got = GaussianBlur((0.1, 2.0))(image)
+    with seeded(3):
+        radius = torch.empty(()).uniform_(0.1, 2.0).item()
+    assert 0.1 <= radius <= 2.0
+    assert got.tobytes() == image.filter(ImageFilter.GaussianBlur(radius)).tobytes()
+
+
+def test_p_is_the_rate_of_a_step():
+    blur = build_augmentation([dict(type="GaussianBlur", radius=(5.0, 5.0), p=0.3)])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    plain = build_augmentation([])(image)
+    with seeded(0):
+        applied = sum(not torch.equal(blur(image), plain) for _ in range(2000))
+    assert abs(applied - 600) < 82  # four standard deviations
+
+
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [(dict(type="Sharpen"), "Sharpen"), (dict(type="GaussianBlur", sigma=1), "GaussianBlur"), (dict(p=1), "None")],
+)
+def test_a_wrong_step_is_named(step, named):
+    with pytest.raises(UserError, match=named):
+        build_augmentation([step])
+
+
+def test_labelled_views_are_random_with_augmentation_and_fixed_without(folder):
+    train = LabelledView(folder, CROP)
+    test = LabelledView({**folder, "split": "test"}, size=16)
+    assert not torch.equal(train[Draw(0, 1)]["inputs"], train[Draw(0, 2)]["inputs"])
+    assert torch.equal(test[7]["inputs"], test[7]["inputs"])
+    assert test[7]["labels"] == 1
+    assert test[0]["inputs"].shape == (3, 16, 16)
+
+
+def test_a_truncated_image_is_named(folder, tmp_path):
+    path = tmp_path / "train" / "a" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    data = MultiView(folder, CROP)
+    with pytest.raises(UserError, match=r"a/2\.png.*truncated or corrupt"):
+        data[Draw(2, 0)]
+
+
+def test_a_missing_folder_says_what_to_place_there(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/train is missing; place class folders"):
+        MultiView(dict(name="folder", root=str(tmp_path / "nowhere"), split="train"), CROP)
+    with pytest.raises(UserError, match="unknown data set 'imagnet'; known: digits, folder"):
+        MultiView(dict(name="imagnet", root=str(tmp_path), split="train"), CROP)
