@@ -19,7 +19,7 @@ MODULE = "analysis.tsne"
 PERPLEXITY = 30
 SEED = 0  # of t-SNE; the same for all panels
 SIZE = 32  # both test sets are of 32 x 32 pixels and stay so
-EXACT_UP_TO = 1000  # images, for which the exact gradient is as fast as Barnes and Hut's approximation
+SMALL = 2000  # images, below which threads wait for each other longer than they compute
 SETTINGS = (
     f"perplexity {PERPLEXITY}, init pca, learning_rate auto, seed {SEED}, crop {SIZE}, silhouette of the features"
 )
@@ -53,12 +53,12 @@ def build(args: argparse.Namespace) -> Path:
 def embed(x: "np.ndarray") -> "np.ndarray":
     """Return the t-SNE (N, 2) of features (N, D). Few samples lower the perplexity to a third of their number."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     perplexity = min(PERPLEXITY, max(1.0, (len(x) - 1) / 3))
-    method = "exact" if len(x) <= EXACT_UP_TO else "barnes_hut"
-    return TSNE(
-        perplexity=perplexity, init="pca", learning_rate="auto", random_state=SEED, method=method
-    ).fit_transform(x)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=SEED)
+    with threadpool_limits(1 if len(x) < SMALL else None):
+        return tsne.fit_transform(x)
 
 
 def _test_images(args: argparse.Namespace) -> "LabelledImages":
