@@ -63,6 +63,13 @@ class SimSiam(BaseModel):
         """How many views of an image a step takes: four with fresh references, else two."""
         return 4 if self.guide != "none" and self.views == "fresh" else 2
 
+    def init_weights(self) -> None:
+        """Keep the weights as they were built.
+
+        mmengine's default would call timm's `init_weights`, which starts every residual BN at 0 whatever was
+        asked for, and would leave BYOL's target another network than the online one.
+        """
+
     def project(self, x: Tensor) -> Tensor:
         """Return the projections (N, d) of a view (N, 3, H, W): f = projector after backbone."""
         return self.projector(self.backbone(x))

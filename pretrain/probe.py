@@ -34,6 +34,9 @@ class LinearProbe(BaseModel):
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
+    def init_weights(self) -> None:
+        """Keep the weights as they were built; the Runner loads the backbone next."""
+
     def train(self, mode: bool = True) -> "LinearProbe":
         """Set the mode of the layer; the backbone stays in eval mode."""
         super().train(mode)

@@ -81,6 +81,19 @@ def test_the_export_is_the_online_backbone(space):
     assert any(not torch.equal(value, state[f"target.0.{key}"]) for key, value in exported.items())
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_runner_starts_from_the_weights_that_were_built(space, zero, monkeypatch):
+    from common.engine import Runner
+
+    seen = []
+    monkeypatch.setattr(Runner, "load_or_resume", lambda self: seen.append(self.model.state_dict()))
+    options = ("model.backbone.arch=resnet18", f"model.backbone.zero_init_residual={zero}", "train_cfg.max_epochs=0")
+    run_train(method="byol", options=options)
+    last_bn = seen[0]["backbone.layer1.0.bn2.weight"]
+    assert torch.equal(last_bn, torch.zeros(64) if zero else torch.ones(64))
+    assert torch.equal(seen[0]["backbone.conv1.weight"], seen[0]["target.0.conv1.weight"])
+
+
 def test_a_seed_has_its_own_name_and_weights(space):
     run_train("--seed", "0")
     run_train("--seed", "1")

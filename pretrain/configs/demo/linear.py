@@ -25,7 +25,7 @@ val_dataloader = dict(
     dataset=dict(type="LabelledView", images=dict(name="digits", root="{{$GSG_DATA:data}}", split="test"), size=32),
 )
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.0))
-param_scheduler = [dict(type="CosineAnnealingLR", T_max=6, eta_min=0.0, by_epoch=True)]
+param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
 val_cfg = dict()
 val_evaluator = dict(type="TopK")

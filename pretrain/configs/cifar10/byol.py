@@ -1,0 +1,6 @@
+"""BYOL, ResNet-18 variant, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=byol"""
+
+_base_ = "./simsiam.py"
+
+model = dict(type="BYOL", momentum=0.99)
+auto_scale_lr = dict(base_batch_size=128, enable=True)

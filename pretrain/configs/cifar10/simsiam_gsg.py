@@ -1,0 +1,6 @@
+"""SimSiam with GSG, ResNet-18 variant, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=simsiam_gsg"""
+
+_base_ = "./simsiam.py"
+
+model = dict(guide="nearest", views="fresh")
+train_dataloader = dict(dataset=dict(num_views=4))
