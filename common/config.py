@@ -4,10 +4,13 @@ import argparse
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.config import config as parser_module
 
 from common.cli import UserError
 from common.files import sha256_of_text
@@ -20,7 +23,9 @@ RUNNER_KEYS = frozenset(
 )
 # Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
 OUR_KEYS = frozenset("evaluation dataset_name arch".split())
-SHARED_VALUES = frozenset("data_root dataset_type norm_cfg crop_size classes train_pipeline test_pipeline".split())
+SHARED_VALUES = frozenset(
+    "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
+)
 _DATA = "GSG_DATA"  # configs write the data root as "{{$GSG_DATA:data}}"
 
 
@@ -43,7 +48,8 @@ def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None
         raise UserError(f"config {path} does not exist; {path.parent} holds: {known}")
     os.environ[_DATA] = str(data)
     try:
-        config = Config.fromfile(path)
+        with _no_notices():
+            config = Config.fromfile(path)
         config.merge_from_dict(options or {})
     except (SyntaxError, KeyError, TypeError, NameError) as error:
         raise UserError(f"config {path}: {type(error).__name__}: {_first_line(error)}") from None
@@ -72,6 +78,17 @@ def mistake_in(error: Exception) -> str | None:
     if isinstance(error, KeyError) and "is not in the" in text:
         return f"config: {text.strip(chr(34))}".split(". Please")[0] + "; correct the `type`"
     return None
+
+
+@contextmanager
+def _no_notices() -> Iterator[None]:
+    """Silence the parser: it announces each use of the variable, through a logger that imports torch."""
+    announce = parser_module.print_log
+    parser_module.print_log = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        parser_module.print_log = announce
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -138,17 +138,20 @@ class Run:
         return path
 
 
-def start_run(key: RecordKey, subject: Subject, *, config_sha256: str, results: Path) -> Run | None:
+def start_run(
+    key: RecordKey, subject: Subject, *, config_sha256: str, results: Path, products: Iterable[Path] = ()
+) -> Run | None:
     """Return the run to do, or None after saying so when its record is there already.
 
-    A record counts only if it is of exactly this checkpoint and these settings. Raises UserError when the
+    A record counts only if it is of exactly this checkpoint and these settings, and if the other files
+    that such a run leaves, `products`, are there too. Raises UserError when the
     checkpoint is missing, naming the command that makes it.
     """
     if not subject.path.is_file():
         raise UserError(f"checkpoint {subject.path} is missing; make it with `{subject.make_it}`")
     run = Run(key, sha256_of_file(subject.path), config_sha256)
     path = key.path(results)
-    if path.is_file():
+    if path.is_file() and all(product.is_file() for product in products):
         made_of = read_record(path)["provenance"]
         if (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (run.checkpoint_sha256, config_sha256):
             print(f"already done: {path}", flush=True)

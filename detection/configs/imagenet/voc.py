@@ -1,0 +1,75 @@
+"""PASCAL VOC, ResNet-50-FPN: trainval 2007 + 2012, test 2007 (paper, D.2).  make detection-voc PROFILE=imagenet
+
+Numbers that the paper leaves open are ssl-transfer's detectron2 configs, which have the same schedule.
+"""
+
+_base_ = "../_base_/faster_rcnn.py"
+
+data_root = "{{$GSG_DATA:data}}/VOCdevkit"
+evaluation = "11points"
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))
+train_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(
+        type="RandomChoiceResize",
+        scales=[(1333, side) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)],
+        keep_ratio=True,
+        backend="pillow",
+    ),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="Resize", scale=(1333, 800), keep_ratio=True, backend="pillow"),
+    dict(type="LoadAnnotations", with_bbox=True),  # after Resize: the truth stays in the image's own pixels
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+train_dataloader = dict(
+    batch_size=2,  # in all: one GPU
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    batch_sampler=dict(type="AspectRatioBatchSampler"),
+    dataset=dict(
+        type="ConcatDataset",
+        datasets=[
+            dict(
+                type="VOC",
+                data_root=data_root,
+                ann_file=f"VOC{year}/ImageSets/Main/trainval.txt",
+                data_prefix=dict(sub_data_root=f"VOC{year}/"),
+                filter_cfg=dict(filter_empty_gt=True),  # and no least size of box or image
+                pipeline=train_pipeline,
+            )
+            for year in (2007, 2012)
+        ],
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="VOC",
+        data_root=data_root,
+        ann_file="VOC2007/ImageSets/Main/test.txt",
+        data_prefix=dict(sub_data_root="VOC2007/"),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+# Thresholds as literals: mmdet names a result int(100 * threshold), and a computed 0.9 becomes AP89.
+test_evaluator = dict(
+    type="VOCMetric", eval_mode=evaluation, iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+)
+
+optim_wrapper = dict(optimizer=dict(lr=0.0025))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, begin=0, end=100, by_epoch=False),
+    dict(type="MultiStepLR", milestones=[96_000, 128_000], gamma=0.1, by_epoch=False),
+]
+# fast_forward_on_resume: a resumed run does not read again, only to discard, what it has already seen.
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=144_000, fast_forward_on_resume=True)

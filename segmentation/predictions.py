@@ -1,0 +1,55 @@
+"""The predictions that the segmentation figure shows (paper, F): of the first ten validation images.
+
+`<work_dir>/predictions/<image>.png` holds class indices (8-bit grey, the image's own size);
+`index.json` beside them names images and annotations relative to the data root, palette and classes.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+COUNT = 10
+INDEX = "index.json"
+
+
+def files(work_dir: Path) -> Iterator[Path]:
+    """Yield every file that a finished run has left in `work_dir`; the index alone if there is none yet."""
+    folder = work_dir / "predictions"
+    yield folder / INDEX
+    if (folder / INDEX).is_file():
+        for image in json.loads((folder / INDEX).read_text())["images"]:
+            yield folder / f"{Path(image).stem}.png"
+
+
+def save(runner: "Runner", data: Path) -> None:
+    """Predict the first images of the test set, in sorted order, with the runner's model as it is, and save them."""
+    import numpy as np
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from PIL import Image
+
+    folder = Path(runner.work_dir) / "predictions"
+    dataset = runner.test_loop.dataloader.dataset
+    shown = range(min(COUNT, len(dataset)))
+    runner.model.eval()
+    for index in shown:
+        with torch.no_grad():
+            [sample] = runner.model.test_step(pseudo_collate([dataset[index]]))
+        classes = sample.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8)  # (H, W)
+        path = folder / f"{Path(dataset.get_data_info(index)['img_path']).stem}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(classes).save(temporary, format="PNG")
+    infos = [dataset.get_data_info(index) for index in shown]
+    content = {
+        "images": [str(Path(info["img_path"]).relative_to(data)) for info in infos],
+        "annotations": [str(Path(info["seg_map_path"]).relative_to(data)) for info in infos],
+        "palette": [list(map(int, colour)) for colour in dataset.metainfo["palette"]],
+        "classes": list(dataset.metainfo["classes"]),
+    }
+    write_json(folder / INDEX, content)

@@ -1,0 +1,135 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import engine
+from common.cli import UserError
+from common.records import read_record
+from segmentation.train import main
+from tests.dense import Place
+
+RECORD = "demo/segmentation/tiny/ade20k-seed0.json"
+WORK_DIR = "runs/demo/segmentation-ade20k/tiny-seed0"
+SMALL = ("train_cfg.max_iters=2", "train_dataloader.batch_size=2", "model.decode_head.channels=16")
+
+
+@pytest.fixture
+def broken(place: Place, tmp_path: Path) -> Place:
+    """A copy of the data that a test may damage."""
+    shutil.copytree(place.data, tmp_path / "data")
+    return Place(tmp_path / "data", tmp_path)
+
+
+def test_two_steps_of_resnet50_leave_a_record_and_predictions(place: Place, capsys: pytest.CaptureFixture) -> None:
+    results = place.run(main, arch="resnet50", options=SMALL)
+    record = read_record(results / RECORD)
+    assert set(record["metrics"]) == {"mIoU", "aAcc"}
+    wanted = {
+        "iterations": 2,
+        "batch": 2,
+        "backbone_depth": 50,
+        "n_train": 6,
+        "n_test": 4,
+        "evaluation": "single-scale",
+    }
+    assert record["protocol"].items() >= wanted.items()
+    shown = capsys.readouterr()
+    assert "loaded 318 of 318 backbone tensors" in shown.out
+    assert "Warning" not in shown.out + shown.err
+
+    predictions = place.root / WORK_DIR / "predictions"
+    index = json.loads((predictions / "index.json").read_text())
+    assert len(index["classes"]) == len(index["palette"]) == 11
+    assert index["images"] == [f"demo/ADEChallengeData2016/images/validation/ADE_val_{k:08d}.jpg" for k in (1, 2, 3, 4)]
+    for image, annotation in zip(index["images"], index["annotations"], strict=True):
+        classes = Image.open(predictions / f"{Path(image).stem}.png")
+        assert (classes.mode, classes.size) == ("L", Image.open(place.data / image).size)
+        assert np.asarray(classes).max() <= 10
+        assert (place.data / annotation).is_file()
+
+
+def test_a_finished_run_is_repeated_only_if_a_prediction_is_gone(place: Place, capsys: pytest.CaptureFixture) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    place.run(main, *subject, arch=None, options=SMALL)
+    capsys.readouterr()
+    place.run(main, *subject, arch=None, options=SMALL)
+    assert "already done" in capsys.readouterr().out
+    image = place.root / WORK_DIR / "predictions" / "ADE_val_00000002.png"
+    image.unlink()
+    place.run(main, *subject, arch=None, options=SMALL)
+    assert "already done" not in capsys.readouterr().out
+    assert image.is_file()
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*SMALL, "train_cfg.max_iters=4", "default_hooks.checkpoint.interval=2")
+    checkpoint = place.checkpoint("resnet18")
+    subject = (f"--checkpoint={checkpoint}", "--name=tiny")
+    place.run(main, *subject, arch=None, options=options)
+    interrupted = Place(place.data, tmp_path / "interrupted")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.run(main, *subject, arch=None, options=options)
+    interrupted.run(main, *subject, "--resume", arch=None, options=options)
+    whole, resumed = (
+        engine.read_resume_file(root / WORK_DIR / "iter_4.pth")["state_dict"] for root in (place.root, interrupted.root)
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, msg=name)
+
+
+def _interrupt_after(steps: int):
+    original = engine.Progress.after_train_iter
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        original(self, runner, *args, **kwargs)
+        if runner.iter + 1 == steps:
+            raise KeyboardInterrupt
+
+    return after_train_iter
+
+
+def test_the_published_evaluation_at_several_scales(broken: Place) -> None:
+    (broken.data / "demo" / "ADEChallengeData2016").rename(broken.data / "ADEChallengeData2016")
+    scales = [f"test_dataloader.dataset.pipeline.1.transforms.0.{k}.scale=({96 + 8 * k},64)" for k in range(5)]
+    workers = [f"{split}_dataloader.num_workers=0" for split in ("train", "test")]
+    options = (*SMALL, *scales, *workers, "train_dataloader.persistent_workers=False")
+    small = "train_dataloader.dataset.pipeline.2.scales=[(96,64)]"
+    results = broken.run(main, "--profile=imagenet", options=(*options, small))
+    record = read_record(results / RECORD.replace("demo", "imagenet"))
+    assert record["protocol"]["evaluation"] == "multi-scale"
+    index = json.loads((broken.root / WORK_DIR.replace("demo", "imagenet") / "predictions" / "index.json").read_text())
+    assert len(index["classes"]) == 150
+
+
+def test_a_cifar_backbone_is_refused(place: Place) -> None:
+    with pytest.raises(UserError, match="resnet18_cifar cannot serve a dense task"):
+        place.run(main, arch="resnet18_cifar")
+
+
+def test_a_missing_data_set_says_what_to_place_where(place: Place, tmp_path: Path) -> None:
+    empty = Place(tmp_path / "empty", tmp_path)
+    with pytest.raises(UserError, match=r"empty/ADEChallengeData2016 is missing; .*ADEChallengeData2016\.zip"):
+        empty.run(main, "--profile=imagenet", arch="resnet50")
+
+
+def test_a_truncated_class_map_is_named(broken: Place) -> None:
+    path = broken.data / "demo/ADEChallengeData2016/annotations/training/ADE_train_00000003.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"ADE_train_00000003\.png is truncated"):
+        broken.run(main, options=(*SMALL, "train_cfg.max_iters=3"))
+
+
+def test_a_label_beyond_the_classes_is_named(broken: Place) -> None:
+    path = broken.data / "demo/ADEChallengeData2016/annotations/training/ADE_train_00000003.png"
+    Image.fromarray(np.full((160, 160), 12, np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"ADE_train_00000003\.png has label 12; there are 11 classes"):
+        broken.run(main, options=(*SMALL, "train_cfg.max_iters=3"))
