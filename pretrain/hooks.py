@@ -11,10 +11,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from common.data import Transformed, evaluation_transform
+from common.data import Transformed
 from common.features import Features
 from pretrain.data import open_images
-from pretrain.knn import knn_accuracy
+from pretrain.knn import evaluation_view, knn_accuracy
 
 
 @HOOKS.register_module()
@@ -42,8 +42,9 @@ class KnnMonitor(Hook):
 
     @torch.inference_mode()
     def _features(self, backbone: torch.nn.Module, images: Any) -> Features:
-        transform = evaluation_transform(self.evaluation["size"], resize=self.evaluation["resize"])
-        loader = DataLoader(Transformed(images, transform), 256, num_workers=self.evaluation["workers"])
+        loader = DataLoader(
+            Transformed(images, evaluation_view(self.evaluation)), 256, num_workers=self.evaluation["workers"]
+        )
         device = next(backbone.parameters()).device
         training = backbone.training
         backbone.eval()

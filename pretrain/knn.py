@@ -4,7 +4,7 @@ make knn METHOD=simsiam_gsg
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from common.records import RecordKey, start_run
 if TYPE_CHECKING:
     import numpy as np
     from mmengine.config import Config
+    from PIL.Image import Image
     from torch import Tensor
 
     from common.checkpoint import Checkpoint
@@ -80,13 +81,21 @@ def knn_accuracy(
     return 100 * correct / len(queries.y)
 
 
-def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "tuple[Features, Features]":
-    """Return the features of the training and of the test images that `settings` (a config's `knn`) names."""
+def evaluation_view(settings: Any) -> "Callable[[Image], Tensor]":
+    """Return the test transform that `settings` (a config's `evaluation`) describes."""
     from common.data import evaluation_transform
+
+    return evaluation_transform(
+        settings["size"], resize=settings["resize"], interpolation=settings.get("interpolation", "bicubic")
+    )
+
+
+def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "tuple[Features, Features]":
+    """Return the features of the training and of the test images that `settings` (a config's `evaluation`) names."""
     from common.features import extract_features
     from pretrain.data import open_images
 
-    transform = evaluation_transform(settings["size"], resize=settings["resize"])
+    transform = evaluation_view(settings)
     train, test = (
         extract_features(
             checkpoint,

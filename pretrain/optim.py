@@ -15,7 +15,7 @@ class FixedPredictorLR(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Return the optimiser over all of the model's parameters; all of them decay."""
         model = getattr(model, "module", model)
-        predictor = list(model.predictor.parameters())
+        predictor = list(model.get_submodule("predictor").parameters())
         inside = {id(parameter) for parameter in predictor}
         groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in inside]}]
         if predictor:

@@ -1,5 +1,6 @@
 """The commands of the room, driven on a few embedded digits: train, resume, evaluate, and refuse."""
 
+import copy
 import json
 import os
 import signal
@@ -86,8 +87,8 @@ def test_the_runner_starts_from_the_weights_that_were_built(space, zero, monkeyp
     from common.engine import Runner
 
     seen = []
-    monkeypatch.setattr(Runner, "load_or_resume", lambda self: seen.append(self.model.state_dict()))
-    options = ("model.backbone.arch=resnet18", f"model.backbone.zero_init_residual={zero}", "train_cfg.max_epochs=0")
+    monkeypatch.setattr(Runner, "load_or_resume", lambda self: seen.append(copy.deepcopy(self.model.state_dict())))
+    options = ("model.backbone.arch=resnet18", f"model.backbone.zero_init_residual={zero}", "train_cfg.max_epochs=1")
     run_train(method="byol", options=options)
     last_bn = seen[0]["backbone.layer1.0.bn2.weight"]
     assert torch.equal(last_bn, torch.zeros(64) if zero else torch.ones(64))

@@ -129,7 +129,7 @@ def test_a_truncated_image_is_named(folder, tmp_path):
 
 
 def test_a_missing_folder_says_what_to_place_there(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/train is missing; place class folders"):
+    with pytest.raises(UserError, match=r"nowhere/train is missing; place one folder a class"):
         MultiView(dict(name="folder", root=str(tmp_path / "nowhere"), split="train"), CROP)
-    with pytest.raises(UserError, match="unknown data set 'imagnet'; known: digits, folder"):
+    with pytest.raises(UserError, match="unknown data set 'imagnet'; known: digits, cifar10, imagenet, folder"):
         MultiView(dict(name="imagnet", root=str(tmp_path), split="train"), CROP)

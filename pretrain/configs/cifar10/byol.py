@@ -1,4 +1,4 @@
-"""BYOL, ResNet-18 variant, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=byol"""
+"""BYOL, ResNet-18, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=byol"""
 
 _base_ = "./simsiam.py"
 

@@ -1,4 +1,4 @@
-"""BYOL with GSG, ResNet-18 variant, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=byol_gsg"""
+"""BYOL with GSG, ResNet-18, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=byol_gsg"""
 
 _base_ = "./byol.py"
 

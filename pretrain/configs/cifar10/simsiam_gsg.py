@@ -1,4 +1,4 @@
-"""SimSiam with GSG, ResNet-18 variant, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=simsiam_gsg"""
+"""SimSiam with GSG, ResNet-18, CIFAR-10, 200 epochs, batch 128.  make pretrain PROFILE=cifar10 METHOD=simsiam_gsg"""
 
 _base_ = "./simsiam.py"
 
