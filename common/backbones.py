@@ -28,6 +28,10 @@ def build_backbone(arch: str, *, zero_init_residual: bool = False, stem_relu: bo
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
     if arch.endswith(CIFAR):
         _to_cifar(network, stem_relu)
+        if zero_init_residual:
+            for block in network.modules():
+                if hasattr(block, "zero_init_last"):
+                    block.zero_init_last()
     return network
 
 

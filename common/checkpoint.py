@@ -6,7 +6,9 @@ names without `fc.`, so that mmdet, mmseg, timm and torchvision load it unchange
 also beside it, as `<name>.json`.
 """
 
+import io
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,10 @@ def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, A
         wrong = sorted(set(meta) ^ set(META_KEYS))
         raise ValueError(f"checkpoint metadata must have exactly {META_KEYS}; missing or extra: {wrong}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    atomic_write(path, lambda file: torch.save({"state_dict": tensors, "meta": meta}, file))
+    # Into memory first: on a full disk torch.save raises an "unexpected pos" that hides the system's error.
+    content = io.BytesIO()
+    torch.save({"state_dict": tensors, "meta": meta}, content)
+    atomic_write(path, lambda file: file.write_bytes(content.getbuffer()))
     write_json(path.with_suffix(".json"), meta)
 
 
@@ -75,9 +80,10 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint
     """
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()) or not tensors:
+    if isinstance(tensors, dict):
+        tensors = {key: value for key, value in tensors.items() if not str(key).startswith("fc.")}
+    if not tensors or not _is_state_dict(tensors):
         raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; make it again with `{make_it}`")
-    tensors = {key: value for key, value in tensors.items() if not key.startswith("fc.")}
     if isinstance(meta, dict) and "arch" in meta:
         arch = str(meta["arch"])
     else:
@@ -118,21 +124,26 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} is missing; make it with `{make_it}`")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters raises
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if _is_zip(path) or "Unsupported global" in str(error):
+        if _is_zip(path) or "unsupported global" in str(error).lower():
             raise UserError(
                 f"checkpoint {path} carries pickled objects, which could run code, and is refused; "
                 "save its state dict alone, as tensors"
             ) from None
         raise UserError(f"{path} is no checkpoint; make it again with `{make_it}`") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged stream makes the unpickler fail in any way
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"checkpoint {path} is truncated or damaged; make it again with `{make_it}`") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; make it again with `{make_it}`")
     return content
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in content.items())
 
 
 def _is_zip(path: Path) -> bool:

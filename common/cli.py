@@ -19,7 +19,13 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, like every other error of a user."""
+    """An ArgumentParser whose errors are one line, like every other error of a user.
+
+    Nothing is abbreviated: --checkpoint must not be taken for --checkpoints.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a UserError."""
@@ -40,11 +46,16 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 def method_list(text: str) -> list[str]:
     """Parse METHOD: a method, several separated by commas or spaces, or `all`."""
-    if text == "all":
-        return list(METHODS)
-    words = text.replace(",", " ").split()
     check = one_of("METHOD", (*METHODS, "all"))
-    return [check(word) for word in words] or [check("")]
+    words = [check(word) for word in text.replace(",", " ").split()] or [check("")]
+    return list(METHODS) if "all" in words else words
+
+
+def seed(text: str) -> int:
+    """Parse SEED: what NumPy's and torch's generators both take."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise UserError(f"SEED is '{text}'; choose a whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> Parser:
@@ -63,7 +74,7 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
         type=method_list,
         help=f"one or several of {', '.join(METHODS)}, or all",
     )
-    result.add_argument("--seed", default=0, type=int, help="seed of everything random")
+    result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
     result.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
     result.add_argument("--checkpoints", default="checkpoints", type=Path, help="where exports live")
     result.add_argument("--results", default="results", type=Path, help="where results records live")
@@ -93,6 +104,8 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if args.checkpoint is not None:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
+        if args.name in (".", "..") or Path(args.name).name != args.name:
+            raise UserError(f"NAME '{args.name}' becomes a folder of results: choose a label without slashes")
         return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
     if args.name:
         raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
@@ -129,7 +142,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         sys.stdout.flush()
         os._exit(INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
     sys.exit(0)

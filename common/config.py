@@ -19,7 +19,7 @@ RUNNER_KEYS = frozenset(
     """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
     optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor
     load_from resume launcher env_cfg log_processor log_level visualizer default_scope randomness
-    experiment_name compile find_unused_parameters""".split()
+    experiment_name compile find_unused_parameters sync_bn model_wrapper_cfg""".split()
 )
 # Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
 OUR_KEYS = frozenset("evaluation dataset_name arch".split())
@@ -29,10 +29,21 @@ SHARED_VALUES = frozenset(
 _DATA = "GSG_DATA"  # configs write the data root as "{{$GSG_DATA:data}}"
 
 
+class Options(DictAction):
+    """mmengine's DictAction, whose mistakes are one line."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Parse KEY=VALUE words into a dict."""
+        try:
+            super().__call__(*args, **kwargs)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"--cfg-options takes KEY=VALUE words, not {' '.join(args[2])}: {error}") from None
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg-options, --resume and --launcher, which every trainer has."""
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE", help="override config entries"
+        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override config entries"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
@@ -51,7 +62,7 @@ def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None
         with _no_notices():
             config = Config.fromfile(path)
         config.merge_from_dict(options or {})
-    except (SyntaxError, KeyError, TypeError, NameError) as error:
+    except Exception as error:  # a config is a program: it fails in any way
         raise UserError(f"config {path}: {type(error).__name__}: {_first_line(error)}") from None
     readable = RUNNER_KEYS | OUR_KEYS | SHARED_VALUES
     for key in config:
@@ -64,8 +75,18 @@ def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None
 
 def config_sha256(config: Config, *, data: Path) -> str:
     """Return the hash of the settings; where the data lies on this machine does not count."""
-    text = config.pretty_text.replace(str(data), "data")
-    return sha256_of_text(text)
+    return sha256_of_text(Config(_rooted(config.to_dict(), str(data))).pretty_text)
+
+
+def _rooted(value: Any, root: str) -> Any:
+    """Return the settings with every path under `root` as if the root were `data`."""
+    if isinstance(value, dict):
+        return {key: _rooted(item, root) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_rooted(item, root) for item in value)
+    if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
+        return f"data{value.removeprefix(root)}"
+    return value
 
 
 def mistake_in(error: Exception) -> str | None:
@@ -75,6 +96,9 @@ def mistake_in(error: Exception) -> str | None:
         found := re.search(r"(\w+)\.__init__\(\).*unexpected.*argument '(\w+)'", text)
     ):
         return f"config: {found[1]} has no option '{found[2]}'; correct its name"
+    if isinstance(error, TypeError) and text == "None is not a callable object":
+        # What mmengine's optimiser constructor says of a name that it does not find.
+        return "config: optim_wrapper.optimizer is of an unknown `type`; correct it"
     if isinstance(error, KeyError) and "is not in the" in text:
         return f"config: {text.strip(chr(34))}".split(". Please")[0] + "; correct the `type`"
     return None

@@ -61,7 +61,10 @@ class ImageFiles:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, sizes in bytes and labels, in order (contents are not read)."""
-        sizes = (f"{path}:{(self.root / path).stat().st_size}" for path in self.paths)
+        try:
+            sizes = [f"{path}:{(self.root / path).stat().st_size}" for path in self.paths]
+        except FileNotFoundError as error:
+            raise UserError(f"image {error.filename} is missing; restore the data set") from None
         return sha256_of_text(self.name, *sizes, str(self.labels.tolist()))
 
     def image(self, index: int) -> Image.Image:
@@ -90,7 +93,7 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"image {path} is missing; restore the data set") from None
     except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).splitlines()[0].split(str(path))[0].strip(" '")
+        reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
         raise UserError(f"image {path} is truncated or corrupt ({reason}); restore or remove it") from None
 
 
@@ -112,14 +115,17 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
 
 
-def evaluation_transform(size: int, *, resize: int | None = None) -> Callable[[Image.Image], Tensor]:
-    """Return: shorter side to `resize` (bicubic), centre crop `size`, tensor (3, size, size), normalise.
+def evaluation_transform(
+    size: int, *, resize: int | tuple[int, int] | None = None, interpolation: str = "bicubic"
+) -> Callable[[Image.Image], Tensor]:
+    """Return: resize, centre crop `size`, tensor (3, size, size), normalise by ImageNet's mean and deviation.
 
-    Without `resize` the image keeps its scale. Mean and standard deviation are ImageNet's, as everywhere
-    in the paper.
+    `resize` is the shorter side, or (height, width) at the cost of the aspect ratio, or None for the image's
+    own scale; lengths are in pixels.
     """
     steps: list[Callable[[Any], Any]] = []
     if resize is not None:
-        steps.append(transforms.Resize(resize, transforms.InterpolationMode.BICUBIC))
+        target = resize if isinstance(resize, int) else tuple(resize)
+        steps.append(transforms.Resize(target, transforms.InterpolationMode(interpolation)))
     steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     return transforms.Compose(steps)

@@ -54,6 +54,15 @@ class Runner(MMEngineRunner):
         self.register_hook(RandomState())
         self.register_hook(PlainState())
 
+    def train(self) -> Any:
+        """Train as mmengine does; however it ends, the progress bar is closed, before an error's line."""
+        try:
+            return super().train()
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, Progress):
+                    hook.close()
+
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
         if not self._is_main():
@@ -100,6 +109,9 @@ def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None =
     config.resume, config.load_from = found is not None, None if found is None else str(found)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
     runner.backbone = backbone
+    if runner.rank == 0:
+        for stale in work_dir.glob(".*.part"):  # what a kill left of a checkpoint half written
+            stale.unlink(missing_ok=True)
     if runner.rank == 0 and found is None:
         # Only now, when the config has proved sound, is an earlier run's state given up.
         for stale in [*work_dir.glob("*.pth"), work_dir / LOG]:
@@ -260,6 +272,10 @@ class Progress(Hook):
 
     def after_train(self, runner: MMEngineRunner) -> None:
         """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, however training ended."""
         if self._bar is not None:
             self._bar.close()
 
@@ -284,9 +300,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
     return lines
 
 

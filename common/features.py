@@ -71,9 +71,11 @@ def _extract(
     loader = DataLoader(
         Transformed(images, transform), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
     )
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images.labels), width))
-    with tqdm(total=len(out), desc=f"features {images.name}", unit="img", leave=False) as bar:
-        for batch, index in loader:
-            out[index.numpy()] = backbone(batch.to(device, non_blocking=True)).float().cpu().numpy()
-            bar.update(len(index))
-    out.flush()
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    bar = tqdm(total=len(images.labels), desc=f"features {images.name}", unit="img", leave=False)
+    # Written as a stream, batch after batch: on a full disk a memory map ends the process by SIGBUS.
+    with bar, open(path, "wb") as stream:
+        np.lib.format.write_array_header_2_0(stream, {**header, "shape": (len(images.labels), width)})
+        for batch, _ in loader:
+            stream.write(backbone(batch.to(device, non_blocking=True)).float().cpu().numpy().tobytes())
+            bar.update(len(batch))

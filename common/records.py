@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def validate(record: Any) -> None:
     for name, value in record["metrics"].items():
         if name not in METRICS:
             raise ValueError(f"metrics.{name} is none of {', '.join(METRICS)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value in (inf, -inf) or value != value:
             raise ValueError(f"metrics.{name} is {value!r}, not a finite number")
         if not 0 <= value <= 100:
             raise ValueError(f"metrics.{name} is {value}, not a percentage in 0-100")
@@ -195,7 +195,10 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_records(root: Path, profile: str) -> Iterator[dict[str, Any]]:
     """Yield the valid records of one profile, in the order of their paths."""
     for path in sorted((root / profile).rglob("*.json")):
-        yield read_record(path)
+        record = read_record(path)
+        if record["profile"] != profile:
+            raise UserError(f"{path} is a record of profile '{record['profile']}'; move it where it belongs")
+        yield record
 
 
 @cache

@@ -1,0 +1,70 @@
+"""Backbones by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.backbones import architecture_of, build_backbone, feature_dim, shapes_of
+
+
+@pytest.mark.parametrize(("arch", "width"), [("resnet18", 512), ("resnet50", 2048), ("resnet18_cifar", 512)])
+def test_images_become_pooled_features(arch, width):
+    network = build_backbone(arch).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, width)
+    assert feature_dim(network) == width
+
+
+@pytest.mark.parametrize("arch", ["resnet19", "", "_cifar", "resnet19_cifar"])
+def test_an_unknown_name_is_refused(arch):
+    with pytest.raises(ValueError, match=f"unknown backbone '{arch}'; known: "):
+        build_backbone(arch)
+
+
+def test_the_cifar_stem_keeps_the_resolution():
+    network = build_backbone("resnet18_cifar")
+    assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+    seen = []
+    network.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert seen[0].shape == (2, 64, 32, 32)
+    assert seen[0].min() < 0  # no ReLU after the stem (paper C.2)
+
+
+def test_stem_relu_puts_the_relu_back():
+    network = build_backbone("resnet18_cifar", stem_relu=True)
+    seen = []
+    network.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert seen[0].min() == 0
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet18_cifar"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_zero_init_residual_starts_each_block_as_its_shortcut(arch, zero):
+    network = build_backbone(arch, zero_init_residual=zero)
+    last = "bn3" if arch == "resnet50" else "bn2"
+    weights = [p for name, p in network.named_parameters() if name.endswith(f"{last}.weight")]
+    assert len(weights) in (8, 16)
+    assert all(torch.all(weight == (0 if zero else 1)) for weight in weights)
+
+
+def test_the_cifar_network_starts_from_pytorch_s_defaults():
+    torch.manual_seed(0)
+    weight = build_backbone("resnet18_cifar").layer4[1].conv2.weight
+    bound = (512 * 9) ** -0.5  # Conv2d draws uniformly from +-1/sqrt(fan in)
+    assert 0.95 * bound < weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet18_cifar", "resnet34"])
+def test_an_architecture_is_known_by_its_tensors(arch):
+    with torch.device("meta"):
+        state = build_backbone(arch).state_dict()
+    assert architecture_of(state) == arch
+    assert shapes_of(arch) == {key: tuple(value.shape) for key, value in state.items()}
+    del state["layer3.0.bn1.running_mean"]
+    assert architecture_of(state) is None
+
+
+def test_the_classifier_is_left_out():
+    assert not any(isinstance(module, nn.Linear) for module in build_backbone("resnet18").modules())

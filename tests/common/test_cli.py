@@ -1,0 +1,241 @@
+"""Commands: arguments, exit codes, and one line for what a user can mend."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from common import cli
+from common.backbones import build_backbone
+from common.checkpoint import META_KEYS, save_checkpoint
+from common.cli import METHODS, PROFILES, UserError, announce, checkpoint_name, method_list, parser, subjects
+from common.data import Transformed, image_folder
+
+
+def python(script, **options):
+    """Run a script in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path.cwd(), **options)
+
+
+def parse(*words, reads_checkpoint=True):
+    return parser("room.module", "does it", reads_checkpoint=reads_checkpoint).parse_args(words)
+
+
+def refusal(*words):
+    with pytest.raises(UserError) as caught:
+        parse(*words)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_command_that_ends_well():
+    done = python("from common import cli; cli.run(lambda: print('done'))")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("cli.UserError('checkpoint x is missing')", "error: checkpoint x is missing"),
+        ("OSError(28, 'No space left on device', 'a/b.pth')", "error: cannot write a/b.pth: No space left on device; "),
+        ("OSError(28, 'No space left on device')", "error: cannot write a file: No space left on device; "),
+        ("OSError(122, 'Disk quota exceeded', 'b')", "error: cannot write b: Disk quota exceeded; "),
+        ("PermissionError(13, 'Permission denied', 'results')", "error: cannot write results: Permission denied; "),
+    ],
+)
+def test_a_user_s_error_is_one_line_and_exit_code_1(error, line):
+    done = python(f"from common import cli\ndef main(): raise {error}\ncli.run(main)")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("\n")
+
+
+@pytest.mark.parametrize("error", ["ValueError('a bug')", "OSError(2, 'No such file or directory', 'x')"])
+def test_a_fault_of_ours_keeps_its_traceback(error):
+    done = python(f"from common import cli\ndef main(): raise {error}\ncli.run(main)")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.fixture
+def small_disk():
+    """Let the system refuse to write a file beyond 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_disk, capsys):
+    def main():
+        meta = dict.fromkeys(META_KEYS, "") | {"arch": "resnet18"}
+        save_checkpoint(tmp_path / "a.pth", build_backbone("resnet18").state_dict(), meta)
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: cannot write a file: File too large; what was saved before is intact\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_in_a_worker_process_is_one_line(tmp_path, capfd):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").write_text("no image")
+    images = image_folder(tmp_path, name="x", hint="")
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda: list(DataLoader(Transformed(images, lambda image: 0), num_workers=1)))
+    assert caught.value.code == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: image {tmp_path}/a/b.png is truncated or corrupt")
+
+
+def test_ctrl_c_exits_130_and_leaves_no_temporary_file(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import time
+        from common import cli
+        from common.files import atomic_path
+
+        def main():
+            with atomic_path({str(tmp_path / "file")!r}) as temporary:
+                temporary.write_text("half")
+                print("ready", flush=True)
+                time.sleep(60)
+        cli.run(main)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted; the same command with RESUME=1 (--resume) continues"
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_flushes_what_was_printed():
+    done = python(
+        "from common import cli\ndef main():\n    print('so far')\n    raise KeyboardInterrupt\ncli.run(main)"
+    )
+    assert (done.returncode, done.stdout) == (130, "so far\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--profile", "Demo"], f"unknown PROFILE 'Demo'; known: {', '.join(PROFILES)}"),
+        (["--method", "moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, all"),
+        (["--method", "simsiam,moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, all"),
+        (["--method", ""], f"unknown METHOD ''; known: {', '.join(METHODS)}, all"),
+        (["--sed", "x"], "unrecognized arguments: --sed x (see `python -m room.module --help`)"),
+        (["--data"], "argument --data: expected one argument (see `python -m room.module --help`)"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(words, line):
+    assert refusal(*words) == line
+
+
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5", "", str(2**32)])
+def test_a_seed_that_generators_refuse(seed):
+    assert refusal(f"--seed={seed}").startswith(f"SEED is '{seed}'; choose")
+
+
+def test_the_largest_seed():
+    assert parse("--seed", str(2**32 - 1)).seed == 2**32 - 1
+
+
+def test_help_lists_the_arguments_and_their_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for argument in ("profile", "method", "seed", "data", "checkpoints", "results", "runs", "checkpoint", "name"):
+        assert f"--{argument} " in text
+    assert "(default: demo)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "methods"),
+    [
+        ("all", list(METHODS)),
+        ("byol", ["byol"]),
+        ("byol simsiam", ["byol", "simsiam"]),
+        ("byol, simsiam", ["byol", "simsiam"]),
+        ("simsiam all", list(METHODS)),
+    ],
+)
+def test_method_list(text, methods):
+    assert method_list(text) == methods
+
+
+@given(st.text())
+def test_method_list_gives_known_methods_or_lists_them(text):
+    try:
+        assert set(method_list(text)) <= set(METHODS)
+    except UserError as error:
+        assert all(method in str(error) for method in METHODS)  # noqa: PT017  (either outcome is right)
+
+
+@pytest.mark.parametrize(("method", "seed", "name"), [("byol", 0, "byol"), ("byol", 3, "byol-seed3")])
+def test_checkpoint_name(method, seed, name):
+    assert checkpoint_name(method, seed) == name
+
+
+def test_subjects_are_our_own_checkpoints():
+    found = subjects(parse("--method", "byol,simsiam", "--seed", "2", "--profile", "imagenet", "--checkpoints", "c"))
+    assert [(s.name, s.path, s.make_it) for s in found] == [
+        (m, Path(f"c/imagenet/{m}-seed2.pth"), f"make pretrain PROFILE=imagenet METHOD={m} SEED=2")
+        for m in ("byol", "simsiam")
+    ]
+
+
+def test_a_subject_of_the_user_s():
+    found = subjects(parse("--checkpoint", "their/file.pth", "--name", "theirs"))
+    assert [(s.name, s.path) for s in found] == [("theirs", Path("their/file.pth"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--checkpoint", "a.pth"], "--checkpoint a.pth needs a label: add NAME=label"),
+        (["--name", "a"], "add CHECKPOINT=path"),
+        (["--checkpoint", "a.pth", "--name", "a/b"], "NAME 'a/b'"),
+        (["--checkpoint", "a.pth", "--name", ".."], "NAME '..'"),
+    ],
+)
+def test_a_checkpoint_needs_a_label_and_a_label_a_checkpoint(words, says):
+    with pytest.raises(UserError) as caught:
+        subjects(parse(*words))
+    assert says in str(caught.value)
+
+
+def test_only_commands_that_read_checkpoints_take_one():
+    with pytest.raises(UserError, match="unrecognized arguments: --checkpoint"):
+        parse("--checkpoint", "a", reads_checkpoint=False)
+
+
+def test_the_first_line_holds_module_profile_and_resolved_paths(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    announce("room.module", parse("--seed", "3"), runs=Path("runs"))
+    here = tmp_path.resolve()
+    assert capsys.readouterr().out == (
+        f"[room.module] profile=demo  seed=3  data={here}/data  results={here}/results  runs={here}/runs\n"
+    )
+
+
+def test_exit_code_of_an_interrupt_is_the_shell_s():
+    assert 128 + signal.SIGINT == cli.INTERRUPTED

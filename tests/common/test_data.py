@@ -1,0 +1,200 @@
+"""Labelled images: folders, colours, broken files, fingerprints, the evaluation transform."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from common.cli import UserError
+from common.data import IMAGENET_MEAN, IMAGENET_STD, Transformed, evaluation_transform, image_folder, read_image
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(["dog/b.png", "cat/z.JPG", "cat/a.png", "dog/deep/c.bmp"]):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(8 + number, 8, seed=number).save(path)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "readme.md").write_text("no class")
+    return tmp_path
+
+
+def read(folder):
+    return image_folder(folder, name="pets", hint="place pets there")
+
+
+def test_image_folder_sorts_classes_and_files(folder):
+    images = read(folder)
+    assert images.classes == ["cat", "dog"]
+    assert images.paths == ["cat/a.png", "cat/z.JPG", "dog/b.png", "dog/deep/c.bmp"]
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.labels.dtype == np.int64
+    assert images.image(2).tobytes() == noise(8, 8, seed=0).tobytes()
+
+
+@pytest.mark.parametrize("content", [None, [], ["cat"], ["cat", "cat/a.txt"], ["a.png"]], ids=str)
+def test_a_folder_without_class_folders_of_images_is_named_with_the_hint(tmp_path, content):
+    root = tmp_path / "pets"
+    for name in [] if content is None else ["", *content]:
+        (root / name).write_text("x") if "." in name else (root / name).mkdir()
+    with pytest.raises(UserError) as caught:
+        read(root)
+    kind = "is missing" if content is None else "holds no class folders with images"
+    assert str(caught.value) == f"data set folder {root} {kind}; place pets there"
+
+
+def broken(path, kind):
+    if kind == "truncated JPEG":
+        noise(64, 64).save(path, "JPEG")
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind == "truncated PNG":
+        noise(64, 64).save(path, "PNG")
+        path.write_bytes(path.read_bytes()[:-500])
+    elif kind == "text":
+        path.write_text("<html>404</html>")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["truncated JPEG", "truncated PNG", "text", "empty", "folder", "missing"])
+def test_a_broken_image_is_one_line_with_its_name_once(tmp_path, kind):
+    path = tmp_path / "broken.jpg"
+    broken(path, kind)
+    with pytest.raises(UserError) as caught:
+        read_image(path)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert line.count(str(path)) == 1
+    assert ("is missing" if kind == "missing" else "truncated or corrupt") in line
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"])
+def test_a_file_cut_anywhere_is_a_user_s_error_or_the_whole_image(tmp_path_factory, kind):
+    path = tmp_path_factory.mktemp("cut") / "image"
+    noise(9, 7).save(path, kind)
+    content, whole = path.read_bytes(), read_image(path).tobytes()
+    refused = 0
+    for length in range(0, len(content), 3):
+        path.write_bytes(content[:length])
+        try:
+            # A few last bytes may be padding or an end mark that holds no pixel.
+            assert read_image(path).tobytes() == whole
+        except UserError:
+            refused += 1
+    assert refused > len(content) / 6
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=60, deadline=None)
+@given(st.binary(min_size=1, max_size=6), st.floats(0, 1), st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
+def test_a_file_with_wrong_bytes_is_a_user_s_error_or_an_image(tmp_path_factory, patch, where, kind):
+    path = tmp_path_factory.mktemp("wrong") / "image"
+    noise(9, 7).save(path, kind)
+    content = bytearray(path.read_bytes())
+    start = int(where * (len(content) - 1))
+    content[start : start + len(patch)] = patch
+    path.write_bytes(content)
+    try:
+        assert read_image(path).mode == "RGB"
+    except UserError as error:
+        assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 9), (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
+    path = tmp_path / "image.tif"
+    Image.new(mode, (4, 3), colour).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert image.size == (4, 3)
+    assert image.getpixel((1, 1)) == expected
+
+
+def test_a_palette_becomes_rgb(tmp_path):
+    Image.new("RGB", (4, 3), (10, 20, 30)).quantize(4).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png").getpixel((1, 1)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("change", ["image", "label", "name", "new", "gone", "set"])
+def test_the_fingerprint_changes_with(folder, change):
+    before = read(folder).fingerprint
+    assert read(folder).fingerprint == before
+    if change == "image":
+        noise(30, 30).save(folder / "cat" / "a.png")
+    elif change == "label":
+        (folder / "cat" / "a.png").rename(folder / "dog" / "a.png")
+    elif change == "name":
+        (folder / "cat" / "a.png").rename(folder / "cat" / "b.png")
+    elif change == "new":
+        noise(5, 5).save(folder / "cat" / "new.png")
+    elif change == "gone":
+        (folder / "cat" / "a.png").unlink()
+    after = image_folder(folder, name="pets", hint="") if change != "set" else image_folder(folder, name="x", hint="")
+    assert after.fingerprint != before
+
+
+def test_the_fingerprint_changes_with_a_label_alone(folder):
+    images = read(folder)
+    other = type(images)(images.name, images.root, images.paths, 1 - images.labels, images.classes)
+    assert other.fingerprint != images.fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(folder, tmp_path_factory):
+    before = read(folder).fingerprint
+    moved = tmp_path_factory.mktemp("other") / "pets"
+    folder.rename(moved)
+    assert read(moved).fingerprint == before
+
+
+def test_the_fingerprint_names_a_file_that_went_away(folder):
+    images = read(folder)
+    os.unlink(folder / "cat" / "a.png")
+    with pytest.raises(UserError, match=f"^image {folder / 'cat' / 'a.png'} is missing"):
+        _ = images.fingerprint
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (33, 57), (32, 32)])
+def test_the_evaluation_transform_against_pillow(width, height):
+    size, resize = 24, 28
+    image = noise(width, height)
+    scale = resize / min(width, height)
+    new = (int(scale * width), int(scale * height))
+    left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    small = image.resize(new, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    expected = (np.asarray(small, np.float32) / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    result = evaluation_transform(size, resize=resize)(image)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, torch.from_numpy(expected.transpose(2, 0, 1)))
+
+
+def test_without_resize_the_image_keeps_its_scale():
+    image = noise(40, 30)
+    expected = (np.asarray(image.crop((8, 3, 32, 27)), np.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    result = evaluation_transform(24)(image)
+    np.testing.assert_allclose(result.numpy(), expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_transformed_gives_each_image_with_its_index(folder):
+    data = Transformed(read(folder), lambda image: image.size)
+    assert [data[k] for k in range(len(data))] == [((10, 8), 0), ((9, 8), 1), ((8, 8), 2), ((11, 8), 3)]

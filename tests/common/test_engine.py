@@ -1,0 +1,365 @@
+"""The Runner: checkpoints whole and read as data, resuming, the log's lines."""
+
+import errno
+import gc
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, MODELS
+from torch import nn
+from torch.utils.data import Dataset
+
+from common import engine
+from common.backbones import build_backbone
+from common.checkpoint import META_KEYS, load_checkpoint, save_checkpoint
+from common.cli import UserError
+from common.engine import build_runner, newest_resume_file, read_resume_file, set_run, train, truncate_log
+
+EPOCHS, STEPS, BATCH = 3, 4, 2  # steps are those of an epoch
+
+
+@MODELS.register_module()
+class TinyModel(BaseModel):
+    def __init__(self, width=1, with_backbone=False):
+        super().__init__()
+        self.layer = nn.Linear(3, width)
+        if with_backbone:
+            self.backbone = build_backbone("resnet18")
+
+    def forward(self, inputs, mode="loss"):
+        return {"loss": (self.layer(inputs) - 1).square().mean()}
+
+
+@DATASETS.register_module()
+class TinyDataset(Dataset):
+    def __len__(self):
+        return STEPS * BATCH
+
+    def __getitem__(self, index):
+        return {"inputs": torch.full((3,), float(index))}
+
+
+@HOOKS.register_module()
+class StopAt(Hook):
+    """Stop the run as Ctrl-C would, after step `step`, and note the steps that were done."""
+
+    def __init__(self, step=None):
+        self.step = step
+
+    def before_train(self, runner):
+        runner.steps = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.steps.append(runner.iter + 1)
+        if self.step == runner.iter + 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a maker of Runners in one work_dir."""
+
+    def make(*, resume=False, settings="settings", stop=None, backbone=None, **changes):
+        config = Config(
+            {
+                "model": {"type": "TinyModel", "with_backbone": backbone is not None},
+                "train_dataloader": {
+                    "dataset": {"type": "TinyDataset"},
+                    "batch_size": BATCH,
+                    "collate_fn": {"type": "default_collate"},
+                    "sampler": {"type": "DefaultSampler", "shuffle": True},
+                },
+                "train_cfg": {"by_epoch": True, "max_epochs": EPOCHS},
+                "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9}},
+                "param_scheduler": {"type": "CosineAnnealingLR", "T_max": EPOCHS * STEPS, "by_epoch": False},
+                "default_scope": "mmengine",
+                "default_hooks": {
+                    "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2},
+                    "progress": {"type": "Progress", "interval": 2},
+                },
+                "custom_hooks": [{"type": "StopAt", "step": stop}],
+                "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+                "experiment_name": f"{tmp_path.name}-{len(made)}",
+            }
+        )
+        config.merge_from_dict(changes)
+        set_run(config, work_dir=tmp_path / "run", seed=0)
+        made.append(config)
+        return build_runner(config, settings=settings, resume=resume, backbone=backbone)
+
+    made = []
+    return make
+
+
+def work(tmp_path):
+    return sorted(p.name for p in (tmp_path / "run").glob("*.pth"))
+
+
+def log(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+
+
+WHOLE_LOG = [(2, None), (4, None), (4, 1), (6, None), (8, None), (8, 2), (10, None), (12, None), (12, 3)]
+
+
+def places(lines):
+    return [(line["step"], line.get("epoch")) for line in lines]
+
+
+def interrupted(make, *, stop):
+    with pytest.raises(KeyboardInterrupt):
+        train(make(stop=stop))
+
+
+def test_a_run_logs_its_progress(make, tmp_path, capsys):
+    train(make())
+    lines = log(tmp_path)
+    assert places(lines) == WHOLE_LOG
+    for line in lines:
+        assert {"loss", "lr", "images_per_s"} <= set(line)
+        assert line["loss"] > 0
+        assert line["images_per_s"] > 0
+        assert "time" not in line
+    assert lines[0]["lr"] > lines[-1]["lr"]  # cosine
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in shown] == ["1/3", "2/3", "3/3"]
+    assert all("loss" in line and "images_per_s" in line for line in shown)
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"config_sha256": "settings", "finished": True}
+    assert work(tmp_path) == ["epoch_2.pth", "epoch_3.pth"]
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(make, tmp_path):
+    whole = make()
+    train(whole)
+    expected, lines = whole.model.state_dict(), log(tmp_path)
+    interrupted(make, stop=6)
+    assert work(tmp_path) == ["epoch_1.pth"]
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps == list(range(STEPS + 1, EPOCHS * STEPS + 1))
+    found = runner.model.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert places(log(tmp_path)) == WHOLE_LOG
+    assert [line["loss"] for line in log(tmp_path)] == [line["loss"] for line in lines]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path):
+    interrupted(make, stop=2)
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps[0] == 1
+    assert places(log(tmp_path)) == WHOLE_LOG
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_finished_run_starts_afresh(make, tmp_path, resume):
+    train(make())
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "old": 1}\n')
+    runner = make(resume=resume)
+    assert work(tmp_path) == []
+    train(runner)
+    assert runner.steps == list(range(1, EPOCHS * STEPS + 1))
+    assert places(log(tmp_path)) == WHOLE_LOG
+
+
+def test_an_interrupted_run_without_resume_starts_afresh(make, tmp_path):
+    interrupted(make, stop=6)
+    runner = make()
+    train(runner)
+    assert runner.steps[0] == 1
+    assert places(log(tmp_path)) == WHOLE_LOG
+
+
+def test_changed_settings_are_refused_and_nothing_is_lost(make, tmp_path):
+    interrupted(make, stop=6)
+    lines = log(tmp_path)
+    with pytest.raises(UserError, match="interrupted run of other settings") as caught:
+        make(resume=True, settings="others")
+    assert str(tmp_path / "run") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert work(tmp_path) == ["epoch_1.pth"]
+    assert log(tmp_path) == lines
+
+
+def test_a_model_that_does_not_fit_the_resume_file_is_refused(make):
+    interrupted(make, stop=6)
+    with pytest.raises(UserError, match=r"epoch_1\.pth does not fit this model"):
+        train(make(resume=True, **{"model.width": 2}))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_the_run_resumes(make, tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(content, file, *args, **kwargs):
+        calls.append(file)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(make())
+    monkeypatch.undo()
+    folder = tmp_path / "run"
+    # The hook drops epoch 1 before it writes epoch 3; epoch 2 must stay.
+    assert work(tmp_path) == ["epoch_2.pth"]
+    assert [name for name in os.listdir(folder) if name.endswith(".part")] == []
+    assert read_resume_file(folder / "epoch_2.pth")["meta"]["iter"] == 2 * STEPS
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps == [9, 10, 11, 12]
+    assert places(log(tmp_path)) == WHOLE_LOG
+
+
+def test_a_disk_that_fills_while_the_bytes_are_written_leaves_the_old_file(make, tmp_path, monkeypatch):
+    runner = make()
+    train(runner)
+    before = (tmp_path / "run" / "epoch_3.pth").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        runner.save_checkpoint(str(tmp_path / "run"), "epoch_3.pth")
+    assert (tmp_path / "run" / "epoch_3.pth").read_bytes() == before
+    assert work(tmp_path) == ["epoch_2.pth", "epoch_3.pth"]
+
+
+class Payload:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_code_in_a_resume_file_does_not_run(make, tmp_path):
+    interrupted(make, stop=6)
+    path, mark = tmp_path / "run" / "epoch_1.pth", tmp_path / "it_ran"
+    content = read_resume_file(path)
+    torch.save(content | {"meta": Payload(mark)}, path)
+    with pytest.raises(UserError) as caught:
+        train(make(resume=True))
+    assert not mark.exists()
+    assert len(str(caught.value).splitlines()) == 1
+    assert f"cannot resume from {path}" in str(caught.value)
+
+
+def test_a_truncated_resume_file_is_one_line(make, tmp_path):
+    interrupted(make, stop=10)
+    path = tmp_path / "run" / "epoch_2.pth"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"delete it to resume from an earlier one$") as caught:
+        train(make(resume=True))
+    assert len(str(caught.value).splitlines()) == 1
+    path.unlink()  # the advice holds
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps[0] == STEPS + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.wdith": 2}, "TinyModel has no option 'wdith'; correct its name"),
+        ({"model.type": "TinyModle"}, "TinyModle is not in the"),
+        ({"optim_wrapper.optimizer.type": "SDG"}, "optim_wrapper.optimizer is of an unknown `type`"),
+        ({"optim_wrapper.optimizer.momentun": 0.9}, "SGD has no option 'momentun'; correct its name"),
+        ({"train_dataloader.dataset.type": "Tinny"}, "Tinny is not in the"),
+        ({"default_hooks.progress.intervall": 2}, "Progress has no option 'intervall'; correct its name"),
+    ],
+    ids=str,
+)
+def test_a_wrong_entry_is_named_and_an_earlier_run_kept(make, tmp_path, changes, says):
+    interrupted(make, stop=6)
+    with pytest.raises(UserError) as caught:
+        train(make(resume=True, **changes))
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert work(tmp_path) == ["epoch_1.pth"]
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_wrong_entry():
+    with pytest.raises(KeyError):
+        engine.with_config_mistakes_named(lambda: {}["loss"])
+
+
+def test_the_backbone_of_a_checkpoint_is_loaded(make, tmp_path, capsys):
+    torch.manual_seed(1)
+    meta = dict.fromkeys(META_KEYS, "") | {"arch": "resnet18"}
+    save_checkpoint(tmp_path / "a.pth", build_backbone("resnet18").state_dict(), meta)
+    checkpoint = load_checkpoint(tmp_path / "a.pth")
+    runner = make(backbone=checkpoint, **{"train_cfg.max_epochs": 1, "default_hooks.checkpoint.interval": 9})
+    train(runner)
+    found = runner.model.backbone.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in checkpoint.state_dict.items())
+    assert f"loaded {len(found)} of {len(found)} backbone tensors from {tmp_path / 'a.pth'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "newest"),
+    [
+        ([], None),
+        (["epoch_2.pth", "epoch_10.pth", "epoch_9.pth"], "epoch_10.pth"),  # not in the order of the alphabet
+        (["iter_500.pth", "iter_1000.pth"], "iter_1000.pth"),
+        (["epoch_1.pth", ".epoch_2.pth.x1.part", "best_epoch_3.pth", "epoch_x.pth"], "epoch_1.pth"),
+    ],
+)
+def test_the_newest_resume_file(tmp_path, files, newest):
+    for name in files:
+        (tmp_path / name).touch()
+    assert newest_resume_file(tmp_path) == (newest and tmp_path / newest)
+
+
+def test_a_log_is_cut_back_to_a_step(tmp_path):
+    path = tmp_path / "log.jsonl"
+    whole = [{"step": 2}, {"step": 4}, {"step": 4, "epoch": 1}, {"step": 6}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in whole))
+    truncate_log(path, 4)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == whole[:3]
+    truncate_log(path, 0)
+    assert path.read_text() == ""
+    truncate_log(tmp_path / "none.jsonl", 4)
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("tail", ['{"step": 4, "lo', "{", '{"step": 4}\n{"st', "1", "\0\0"])
+def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, tail):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 2}\n' + tail)
+    truncate_log(path, 2)
+    assert path.read_text() == '{"step": 2}\n'
+
+
+def test_a_resumed_run_mends_a_log_cut_short(make, tmp_path):
+    interrupted(make, stop=7)
+    with open(tmp_path / "run" / "log.jsonl", "a") as stream:
+        stream.write('{"step": 8, "lo')
+    train(make(resume=True))
+    assert places(log(tmp_path)) == WHOLE_LOG
+
+
+def test_temporary_files_of_a_killed_run_are_removed(make, tmp_path):
+    interrupted(make, stop=6)
+    stale = Path(tmp_path / "run" / ".epoch_2.pth.abc.part")
+    stale.write_bytes(b"half")
+    train(make(resume=True))
+    assert not stale.exists()
+
+
+def test_set_run_keeps_other_settings_of_randomness():
+    config = Config({"randomness": {"deterministic": True, "seed": 1}})
+    set_run(config, work_dir=Path("w"), seed=5, launcher="pytorch")
+    assert config.randomness == {"deterministic": True, "seed": 5}
+    assert (config.work_dir, config.launcher) == ("w", "pytorch")
+
+
+def test_an_interrupted_run_s_bar_is_closed_before_the_last_line(make, capfd):
+    interrupted(make, stop=6)
+    before = capfd.readouterr().err
+    assert before.endswith("\n")
+    gc.collect()  # a bar that is still open draws itself once more when it is collected
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,120 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.files import atomic_path, atomic_write, sha256_of_file, sha256_of_text, write_json
+
+
+def test_a_file_appears_with_its_content_in_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    atomic_write(path, lambda file: file.write_text("content"))
+    assert path.read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("ours"), KeyboardInterrupt()], ids=repr
+)
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(file):
+        file.write_text("half of the ne")
+        raise error
+
+    with pytest.raises(type(error)):
+        atomic_write(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_name_does_not_change_before_the_data_is_on_disk(tmp_path, monkeypatch):
+    path, order = tmp_path / "file.txt", []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b)))
+    atomic_write(path, lambda file: file.write_text("new"))
+    assert order == ["fsync", "rename", "fsync"]  # the file, its new name, the folder that holds the name
+
+
+def test_a_failing_fsync_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, lambda file: file.write_text("new"))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_permissions_are_those_of_an_ordinary_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        atomic_write(tmp_path / "file.txt", lambda file: file.write_text("x"))
+        assert os.umask(mask) == mask  # asking for the umask did not change it
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == mode
+
+
+def test_writers_of_one_file_at_the_same_time_do_not_mix(tmp_path):
+    path, barrier, temporaries = tmp_path / "file.txt", threading.Barrier(4), []
+
+    def work(letter):
+        with atomic_path(path) as temporary:
+            temporaries.append(temporary)
+            barrier.wait(10)  # all four hold their temporary file now
+            temporary.write_text(letter * 1000)
+
+    threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(temporaries)) == 4
+    assert path.read_text() in {letter * 1000 for letter in "abcd"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_is_not_taken_for_a_record_or_a_checkpoint(tmp_path):
+    with atomic_path(tmp_path / "a.json") as temporary:
+        assert temporary.parent == tmp_path  # a rename is atomic within one file system only
+        assert not list(tmp_path.glob("*.json"))
+        temporary.write_text("{}")
+
+
+def test_json_is_indented_utf8_and_refuses_nan(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"ä": 1})
+    assert path.read_bytes() == '{\n  "ä": 1\n}\n'.encode()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == '{\n  "ä": 1\n}\n'.encode()
+
+
+def test_sha256_of_file_is_that_of_its_bytes(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=2))
+def test_sha256_of_text_knows_where_parts_end(parts):
+    joined = [parts[0] + parts[1], *parts[2:]]
+    assert sha256_of_text(*parts) == sha256_of_text(*parts)
+    assert sha256_of_text(*parts) != sha256_of_text(*joined)
+    assert sha256_of_text(*parts) != sha256_of_text(*parts, "")

@@ -1,0 +1,297 @@
+"""The repository itself: pins, import directions, the Makefile, what is committed."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from common import cli
+from common.lock import HEADER, LEFT_OUT, LINUX_ONLY
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+LOCK = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
+
+
+def pinned(name):
+    """Return the version that requirements.txt pins."""
+    (specifier,) = LOCK[name].specifier
+    return Version(specifier.version)
+
+
+def needed():
+    """Yield (name, why) of every distribution that the project's dependencies need here, however deep."""
+    dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    todo = [(Requirement(text), "", "pyproject.toml") for text in dependencies]
+    seen = set()
+    while todo:
+        requirement, extra, why = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if name in LEFT_OUT:
+            continue
+        yield name, why
+        for wanted in ("", *requirement.extras):
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                todo += [(Requirement(text), wanted, name) for text in metadata.requires(name) or ()]
+
+
+def test_every_line_of_the_lock_is_one_exact_pin():
+    pattern = re.compile(r'[A-Za-z0-9._-]+==[^\s;*]+( ; sys_platform == "linux" and platform_machine == "x86_64")?')
+    assert LINES
+    assert [line for line in LINES if not pattern.fullmatch(line)] == []
+    assert len(LOCK) == len(LINES)
+    assert (ROOT / "requirements.txt").read_text().startswith(HEADER)
+
+
+def test_the_lock_is_complete_and_is_what_is_installed():
+    found = dict(needed())
+    assert len(found) > 60
+    missing = {name: why for name, why in found.items() if name not in LOCK}
+    assert missing == {}
+    # A build's local label (+cpu) tells where it came from; it is no part of the pin.
+    installed = {name: Version(metadata.version(name)).public for name in found}
+    assert {n: str(pinned(n)) for n in found} == {n: str(Version(v)) for n, v in installed.items()}
+
+
+def test_the_lock_holds_nothing_that_is_not_needed():
+    surplus = set(LOCK) - {name for name, _ in needed()}
+    assert {name for name in surplus if not name.startswith(LINUX_ONLY)} <= {"setuptools"}  # builds this project
+
+
+def test_opencv_is_the_headless_one():
+    assert "opencv-python" not in LOCK
+    assert "opencv-python-headless" in LOCK
+
+
+def test_the_lock_satisfies_pyproject():
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned(canonicalize_name(requirement.name))), text
+
+
+def test_the_conda_environment_has_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "gsg"
+    assert "python=3.11" in environment["dependencies"]
+    assert PROJECT["requires-python"] == ">=3.11"
+    (by_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert by_pip == ["-r requirements.txt", "--editable ."]
+    # Anything else with a version would be a second pin, free to differ from the first.
+    assert [e for e in environment["dependencies"] if isinstance(e, str) and "=" in e] == ["python=3.11"]
+
+
+def imported(path):
+    """Yield the first word of every absolute import in a file, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module).split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield path.relative_to(ROOT).parts[0]  # relative: the same room
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_common_alone(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    found = {(str(f.relative_to(ROOT)), word) for f in files for word in imported(f) if word in (*ROOMS, "tests")}
+    assert {(f, word) for f, word in found if word not in (room, "common")} == set()
+
+
+def test_configs_inherit_from_their_own_room_or_common():
+    files = sorted(f for room in ROOMS for f in (ROOT / room / "configs").rglob("*.py"))
+    assert files
+    for path in files:
+        room = path.relative_to(ROOT).parts[0]
+        for base in re.findall(r"[\"']([^\"']+\.py)[\"']", path.read_text()):
+            if not base.startswith("mm"):  # mmdet::..., mmseg::... are those libraries' own
+                target = (path.parent / base).resolve()
+                assert target.is_file(), f"{path}: {base}"
+                assert target.relative_to(ROOT).parts[0] in (room, "common")
+
+
+def git(*arguments):
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return done.stdout
+
+
+def test_no_large_file_and_no_product_is_committed():
+    files = [name for name in git("ls-files", "-z").split("\0") if name and (ROOT / name).is_file()]
+    assert files
+    assert [name for name in files if (ROOT / name).stat().st_size > 2**20] == []
+    products = ("data/", "checkpoints/", "results/", "reports/", "runs/", ".venv/")
+    assert [name for name in files if name.startswith(products)] == []
+
+
+def make(*arguments, **variables):
+    """Run make without this shell's own variables of the same names."""
+    plain = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+    command = ["make", "-C", str(ROOT), "--no-print-directory", *arguments, *(f"{k}={v}" for k, v in variables.items())]
+    return subprocess.run(command, capture_output=True, text=True, env=plain)
+
+
+def commands(target, **variables):
+    """Return the command lines that a target would run, with the set-up taken as done."""
+    done = make("-n", target, PYTHON="python", **variables)
+    assert done.returncode == 0, done.stderr
+    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
+TEXT = (ROOT / "Makefile").read_text()
+PHONY = set(re.search(r"^\.PHONY:((?:.*\\\n)*.*)", TEXT, re.M)[1].replace("\\", " ").split())
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", TEXT, re.M))
+
+
+def test_every_target_is_phony():
+    assert TARGETS == PHONY  # folders are called data, pretrain, ...; make must not take them for products
+
+
+def test_help_is_the_default_and_lists_every_target(tmp_path):
+    copy = tmp_path / "Makefile"  # a place without .venv
+    shutil.copy(ROOT / "Makefile", copy)
+    done = subprocess.run(["make"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    listed = dict(re.findall(r"^  make (\S+)\s+(\S.*)$", done.stdout, re.M))
+    assert set(listed) == PHONY
+    assert os.listdir(tmp_path) == ["Makefile"]
+    for word in (*cli.PROFILES, *cli.METHODS, "all"):
+        assert word in done.stdout
+
+
+def test_the_readme_names_targets_that_exist():
+    text = (ROOT / "README.md").read_text() + (ROOT / ".ci" / "run").read_text()
+    named = set(re.findall(r"(?:^|`|&& |\$ |then )make ([a-z][a-z0-9-]*)", text, re.M))
+    assert {"demo", "test"} <= named
+    assert named <= TARGETS
+
+
+READERS = {
+    "knn": "pretrain.knn",
+    "linear": "pretrain.linear",
+    "transfer-all": "transfer.run",
+    "detection-voc": "detection.train",
+    "detection-coco": "detection.train",
+    "segmentation-ade20k": "segmentation.train",
+}
+TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
+
+
+def test_pretrain_by_default():
+    expected = 'python -m pretrain.train --profile "demo" --seed "0" --data "data" --method "simsiam_gsg"'
+    assert commands("pretrain") == [expected]
+
+
+@pytest.mark.parametrize("target", READERS)
+def test_variables_reach_the_command(target):
+    (line,) = commands(target, PROFILE="imagenet", METHOD="all", SEED=3, DATA="/my data", ARGS="--x y")
+    assert line.startswith(f"python -m {READERS[target]} ")
+    assert '--profile "imagenet" --seed "3" --data "/my data" --method "all"' in line
+    assert line.endswith("--x y")
+
+
+@pytest.mark.parametrize("target", READERS)
+def test_a_checkpoint_of_the_user_s_replaces_the_method(target):
+    (line,) = commands(target, CHECKPOINT="a b.pth", NAME="theirs")
+    assert '--checkpoint "a b.pth" --name "theirs"' in line
+    assert "--method" not in line
+    # Half of the pair reaches the command too, which says what is missing.
+    assert '--checkpoint "a.pth"' in commands(target, CHECKPOINT="a.pth")[0]
+    assert '--name "theirs"' in commands(target, NAME="theirs")[0]
+
+
+def test_the_data_set_reaches_transfer():
+    assert '--dataset "dtd"' in commands("transfer", DATASET="dtd")[0]
+    assert "--dataset all" in commands("transfer-all")[0]
+
+
+@pytest.mark.parametrize("target", TRAINERS)
+@pytest.mark.parametrize(
+    ("variables", "start", "ranks"),
+    [
+        ({}, "python -m ", ""),
+        ({"GPUS": 0}, "python -m ", ""),
+        ({"GPUS": 1}, "python -m ", ""),
+        ({"GPUS": 8}, "python -m torch.distributed.run --standalone --nproc_per_node 8 -m ", "--launcher pytorch"),
+        (
+            {"GPUS": 1, "LAUNCHER": "torchrun"},
+            "python -m torch.distributed.run --standalone --nproc_per_node 1 -m ",
+            "--launcher pytorch",
+        ),
+        ({"LAUNCHER": "slurm"}, "srun python -m ", "--launcher slurm"),
+        ({"LAUNCHER": "slurm", "GPUS": 8}, "srun python -m ", "--launcher slurm"),
+    ],
+    ids=str,
+)
+def test_trainers_start_on_their_ranks(target, variables, start, ranks):
+    (line,) = commands(target, **variables)
+    module = READERS.get(target, "pretrain.train")
+    assert line.startswith(f"{start}{module} ")
+    assert re.findall(r"--launcher \w+", line) == ([ranks] if ranks else [])
+
+
+@pytest.mark.parametrize("target", TRAINERS)
+def test_resume_reaches_trainers(target):
+    assert "--resume" in commands(target, RESUME=1)[0].split()
+    assert "--resume" not in commands(target)[0].split()
+
+
+@pytest.mark.parametrize("target", sorted(PHONY - {"help", "setup", "lock", "clean", "test", "test-all"}))
+def test_a_target_is_one_call_of_a_module_that_exists(target):
+    (line,) = commands(target)
+    module = re.search(r"-m ([a-z_0-9]+\.[a-z_0-9.]+)", line)[1]
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+
+
+def test_test_calls_linter_formatter_types_and_tests():
+    assert commands("test", ARGS="-x") == [
+        "python -m ruff check .",
+        "python -m ruff format --check .",
+        "python -m mypy",
+        "python -m pytest -x",
+    ]
+
+
+def test_a_second_setup_does_nothing(tmp_path):
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    stamp = venv / ".complete"
+    assert make("-q", "setup", VENV=venv).returncode == 1  # there is something to do
+    stamp.touch()
+    done = make("setup", VENV=venv)
+    assert (done.returncode, os.listdir(venv)) == (0, [".complete"])
+    assert "pip" not in done.stdout
+    os.utime(stamp, (0, 0))  # older than requirements.txt: to be done again
+    assert make("-q", "setup", VENV=venv).returncode == 1
+
+
+def test_other_targets_set_up_first_unless_the_python_is_the_user_s(tmp_path):
+    ours = make("-n", "knn", VENV=tmp_path / "venv").stdout
+    assert ours.index("pip install") < ours.index("pretrain.knn")
+    assert f"{tmp_path}/venv/bin/python -m pretrain.knn" in ours
+    assert "pip" not in make("-n", "knn", VENV=tmp_path / "venv", PYTHON="python").stdout
+
+
+def test_a_missing_python_is_one_line(tmp_path):
+    done = make("setup", VENV=tmp_path / "venv", BASE_PYTHON="python3.0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: python3.0 is not on PATH; install Python 3.11")
+    assert not (tmp_path / "venv").exists()
