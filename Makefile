@@ -28,7 +28,7 @@ ifeq ($(LAUNCHER),slurm)
   TRAIN  = srun $(PYTHON) -m
   RANKS  = --launcher slurm
 else ifneq ($(filter-out 0 1,$(GPUS))$(filter torchrun,$(LAUNCHER)),)
-  TRAIN  = $(PYTHON) -m torch.distributed.run --standalone --nproc_per_node $(GPUS) -m
+  TRAIN  = $(PYTHON) -m torch.distributed.run --standalone --nproc_per_node $(or $(filter-out 0,$(GPUS)),1) -m
   RANKS  = --launcher pytorch
 else
   TRAIN  = $(PYTHON) -m

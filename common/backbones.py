@@ -9,25 +9,26 @@ import timm
 import torch
 from torch import nn
 
-CIFAR = "_cifar"
+# The paper's ResNet-18 for CIFAR-10 (C.2), as lightly builds it, which loses the ReLU after the stem's BN
+# (PROTOCOLS section 2); and the same with that ReLU.
+CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu")
 
 
-def build_backbone(arch: str, *, zero_init_residual: bool = False, stem_relu: bool = False) -> nn.Module:
+def build_backbone(arch: str, *, zero_init_residual: bool = False) -> nn.Module:
     """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
 
     `arch` is any convolutional network of timm (`resnet18`, `resnet50`, ...) or `resnet18_cifar`: 3x3 stem
-    of stride 1, no max-pool, PyTorch's default initialisation, and no ReLU after the stem's BN unless
-    `stem_relu` (paper C.2; the quirk is lightly's, PROTOCOLS section 2). `zero_init_residual` starts the
-    last BN weight of every residual block at 0 (the authors' ImageNet setting). Raises ValueError for an
-    unknown name.
+    of stride 1, no ReLU after it, no max-pool, PyTorch's default initialisation (`resnet18_cifar_stemrelu`
+    has that ReLU). `zero_init_residual` starts the last BN weight of every residual block at 0 (the
+    authors' ImageNet setting). Raises ValueError for an unknown name.
     """
-    base = arch.removesuffix(CIFAR)
+    base = "resnet18" if arch in CIFAR else arch
     if base not in _known():
-        raise ValueError(f"unknown backbone '{arch}'; known: timm's convolutional networks and resnet18_cifar")
+        raise ValueError(f"unknown backbone '{arch}'; known: timm's convolutional networks and {', '.join(CIFAR)}")
     options = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
-    if arch.endswith(CIFAR):
-        _to_cifar(network, stem_relu)
+    if arch in CIFAR:
+        _to_cifar(network, stem_relu=arch.endswith("_stemrelu"))
         if zero_init_residual:
             for block in network.modules():
                 if hasattr(block, "zero_init_last"):
@@ -62,7 +63,7 @@ def _known() -> frozenset[str]:
     return frozenset(timm.list_models())
 
 
-def _to_cifar(network: nn.Module, stem_relu: bool) -> None:
+def _to_cifar(network: nn.Module, *, stem_relu: bool) -> None:
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     if not stem_relu:

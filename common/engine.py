@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
 from tqdm import tqdm
@@ -263,7 +264,7 @@ class Progress(Hook):
 
     def after_train_epoch(self, runner: MMEngineRunner) -> None:
         """Write the epoch's line and show it."""
-        if self._bar is None or getattr(runner.train_loop, "_max_epochs", 1) <= 1:
+        if self._bar is None or isinstance(runner.train_loop, IterBasedTrainLoop):
             return
         scalars = {**_scalars(runner, "train/"), **_scalars(runner, "val/")}
         self._write(runner, step=runner.iter, epoch=runner.epoch + 1, **scalars)

@@ -32,7 +32,7 @@ def test_the_cifar_stem_keeps_the_resolution():
 
 
 def test_stem_relu_puts_the_relu_back():
-    network = build_backbone("resnet18_cifar", stem_relu=True)
+    network = build_backbone("resnet18_cifar_stemrelu")
     seen = []
     network.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     network(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))

@@ -7,7 +7,7 @@ _base_ = ["./runtime.py", "../cifar10/knn.py"]
 
 model = dict(
     type="SimSiam",
-    backbone=dict(arch="resnet18_cifar", stem_relu=False),
+    backbone=dict(arch="resnet18_cifar"),
     projector=dict(layers=2, dim=2048, last_affine=True, last_bias=False),
     predictor=dict(hidden_dim=512),
     guide="none",
