@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
@@ -66,7 +67,8 @@ class Runner(MMEngineRunner):
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
-        if not self._is_main():
+        next(hook for hook in self.hooks if isinstance(hook, RandomState)).collect()
+        if self.rank != 0:
             return
         with atomic_path(Path(out_dir) / filename) as temporary:
             super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
@@ -91,11 +93,8 @@ class Runner(MMEngineRunner):
             model = self.model.module if is_model_wrapper(self.model) else self.model
             line = load_into(model.backbone, self.backbone)
             self.logger.info(line)
-            if self._is_main():
+            if self.rank == 0:
                 print(line, flush=True)
-
-    def _is_main(self) -> bool:
-        return self.rank == 0
 
 
 def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
@@ -205,18 +204,34 @@ class PlainState(Hook):
 
 
 class RandomState(Hook):
-    """Keep the main process's random number generators in the checkpoints, so that a resumed run draws on."""
+    """Keep every process's random number generators in the checkpoints, so that a resumed run draws on.
+
+    mmengine's own calls come before and after a save on the main process alone; `collect` is called on all.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, torch.Tensor]] = []
+
+    def collect(self) -> None:
+        """Gather the generators' states, a byte tensor each, from all processes."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        self._states = all_gather_object(state)
 
     def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Store the generators' states: one byte tensor for the CPU, one for each GPU."""
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """Store what was collected: one state a process."""
+        checkpoint["random_states"] = self._states
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
-        state = checkpoint["random_state"]
+        """Restore this process's; with another number of processes there is none to restore."""
+        states = checkpoint["random_states"]
+        if len(states) != runner.world_size:
+            return
+        state = states[runner.rank]
         torch.set_rng_state(state["cpu"].cpu())
-        if len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 @HOOKS.register_module()
@@ -240,7 +255,7 @@ class Progress(Hook):
         self._images = loader.batch_size * runner.world_size
         self._path = Path(runner.work_dir) / LOG
         if runner.rank == 0:
-            truncate_log(self._path, runner.iter)
+            truncate_log(self._path, runner.iter, runner.epoch)
             self._bar = tqdm(
                 total=runner.max_iters * self._images,
                 initial=runner.iter * self._images,
@@ -288,11 +303,15 @@ class Progress(Hook):
 _SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines of `log.jsonl` beyond `step`, and a last line that a kill cut short."""
+def truncate_log(path: Path, step: int, epoch: int | None = None) -> None:
+    """Drop the lines of `log.jsonl` beyond `step` and beyond `epoch`, and a last line that a kill cut short.
+
+    A checkpoint of an epoch's last step is older than that epoch's line, which the resumed run writes again.
+    """
     if not path.is_file():
         return
-    kept = [line for line in _lines(path) if line["step"] <= step]
+    last = float("inf") if epoch is None else epoch
+    kept = [line for line in _lines(path) if line["step"] <= step and line.get("epoch", 0) <= last]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 

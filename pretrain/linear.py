@@ -32,7 +32,7 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
     from common.engine import build_runner, set_run, train
     from common.features import pick_device
     from common.files import sha256_of_text
-    from pretrain import probe, views  # noqa: F401  (these register what the configs name)
+    from pretrain import loop, probe, views  # noqa: F401  (these register what the configs name)
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     config.model.backbone = dict(arch=checkpoint.arch)

@@ -27,7 +27,9 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     work_dir = args.runs / args.profile / "pretrain" / name
 
     import pretrain.hooks
+    import pretrain.loop
     import pretrain.methods
+    import pretrain.optim
     import pretrain.views  # noqa: F401  (these register what the configs name)
     from common.engine import build_runner, set_run, train, with_config_mistakes_named
 

@@ -137,12 +137,14 @@ class EpochSampler(Sampler[Draw]):
     """Every image once an epoch, in an order that the seed and the epoch fix, shared out over the ranks.
 
     The last images that do not give every rank the same number are left out, as the paper's
-    `drop_last=True` does with a batch.
+    `drop_last=True` does with a batch. `skip` images are left out once, of the next epoch that is iterated:
+    those that a run saw before it was interrupted.
     """
 
     def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True) -> None:
         self.size, self.seed, self.shuffle, self.epoch = len(dataset), seed or 0, shuffle, 0  # type: ignore[arg-type]
         self.rank, self.world_size = get_dist_info()
+        self.skip = 0
 
     def __len__(self) -> int:
         return self.size // self.world_size
@@ -155,7 +157,8 @@ class EpochSampler(Sampler[Draw]):
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         mine = order[self.rank : len(self) * self.world_size : self.world_size]
-        for index in mine.tolist():
+        skip, self.skip = self.skip, 0
+        for index in mine[skip:].tolist():
             yield Draw(index, _mix(self.seed, self.epoch, index))
 
 

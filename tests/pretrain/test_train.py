@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.cli import UserError
+from common.engine import Progress
 from pretrain import knn, linear, train
 
 ROOT = Path(train.__file__).parents[1]
@@ -26,6 +28,8 @@ TINY = [
     "model.backbone.arch=test_resnet",
     "model.projector.dim=16",
     "model.predictor.hidden_dim=8",
+    "default_hooks.checkpoint.interval=3",  # an epoch
+    "default_hooks.progress.interval=1",
     "custom_hooks=[]",
 ]
 
@@ -75,7 +79,7 @@ def test_every_method_trains_exports_and_is_then_done(space, method, capsys):
 def test_the_export_is_the_online_backbone(space):
     run_train(method="byol")
     state = torch.load(
-        space / "runs" / "demo" / "pretrain" / "byol" / "epoch_2.pth", weights_only=False, map_location="cpu"
+        space / "runs" / "demo" / "pretrain" / "byol" / "iter_6.pth", weights_only=False, map_location="cpu"
     )["state_dict"]
     exported = load_checkpoint(space / "checkpoints" / "demo" / "byol.pth").state_dict
     assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in exported.items())
@@ -103,34 +107,88 @@ def test_a_seed_has_its_own_name_and_weights(space):
     assert any(not torch.equal(value, one.state_dict[key]) for key, value in zero.state_dict.items())
 
 
-@pytest.mark.parametrize("method", ["simsiam_gsg", "byol"])
-def test_a_run_interrupted_between_epochs_resumes_to_the_same_weights(space, monkeypatch, method):
-    run_train(method=method)
-    path = space / "checkpoints" / "demo" / f"{method}.pth"
-    whole = load_checkpoint(path).state_dict
-    whole_log = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
-    for leftover in (path, path.with_suffix(".json")):
-        leftover.unlink()
+def weights_and_log(space: Path, method: str) -> tuple[dict, list[dict]]:
+    """What a run leaves: its exported tensors, and its log but for the speeds."""
+    lines = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
+    return load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict, lines
 
-    from common.engine import Progress
 
-    original = Progress.after_train_epoch
+def remove_export(space: Path) -> None:
+    shutil.rmtree(space / "checkpoints")
 
-    def interrupt_after_the_first(self, runner):
-        original(self, runner)
-        if runner.epoch == 0:
+
+# Six steps in two epochs. "step n" stops after step n, "epoch 1" between the epochs.
+@pytest.mark.parametrize(
+    ("method", "stop", "every"),
+    [
+        ("simsiam_gsg", "epoch 1", 3),
+        ("byol", "step 3", 3),  # the checkpoint is there, the epoch's end is not
+        ("byol_gsg", "step 2", 1),
+        ("simsiam_gsg", "step 5", 2),  # a step is lost and done again
+        ("simsiam_gsg", "step 1", 2),  # nothing to resume from
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(space, monkeypatch, method, stop, every):
+    options = (f"default_hooks.checkpoint.interval={every}",)
+    run_train(method=method, options=options)
+    weights, lines = weights_and_log(space, method)
+    remove_export(space)
+    point = "after_train_epoch" if stop.startswith("epoch") else "after_train_iter"
+    number = int(stop.split()[1])
+    original = getattr(Progress, point)
+
+    def stop_there(self, runner, *args, **kwargs):
+        original(self, runner, *args, **kwargs)
+        if (runner.epoch if point == "after_train_epoch" else runner.iter) + 1 == number:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Progress, "after_train_epoch", interrupt_after_the_first)
-    with pytest.raises(KeyboardInterrupt):
-        run_train(method=method)
-    monkeypatch.undo()
-    os.chdir(space)
-    assert not path.exists()
-    run_train("--resume", method=method)
-    resumed = load_checkpoint(path).state_dict
-    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
-    assert [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)] == whole_log
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, point, stop_there)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(method=method, options=options)
+    assert not (space / "checkpoints").exists()
+    torch.manual_seed(12345)  # whatever this process drew since must not matter
+    run_train("--resume", method=method, options=options)
+    resumed, resumed_lines = weights_and_log(space, method)
+    assert all(torch.equal(value, resumed[key]) for key, value in weights.items())
+    assert resumed_lines == lines
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(space):
+    options = [*TINY, "train_cfg.max_epochs=30", "default_hooks.checkpoint.interval=1"]
+    command = [sys.executable, "-m", "pretrain.train", "--method", "simsiam_gsg", "--resume", "--cfg-options", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, cwd=space, env=environment, stderr=subprocess.DEVNULL)
+
+    run_dir = space / "runs" / "demo" / "pretrain" / "simsiam_gsg"
+
+    def saved() -> int:
+        return max((int(f.stem.removeprefix("iter_")) for f in run_dir.glob("iter_*.pth")), default=0)
+
+    assert start().wait() == 0
+    weights, lines = weights_and_log(space, "simsiam_gsg")
+    remove_export(space)
+    shutil.rmtree(space / "runs")
+    while_writing = False
+    for reached in (4, 20, 33, 50):
+        process = start()
+        while saved() < reached and process.poll() is None:
+            time.sleep(0.01)
+        for _ in range(2000):  # if it can be had, in the middle of writing a checkpoint
+            if list(run_dir.glob(".*.part")) or process.poll() is not None:
+                break
+            time.sleep(0.0005)
+        process.kill()
+        process.wait()
+        while_writing |= bool(list(run_dir.glob(".*.part")))
+    assert while_writing
+    assert start().wait() == 0
+    resumed, resumed_lines = weights_and_log(space, "simsiam_gsg")
+    assert all(torch.equal(value, resumed[key]) for key, value in weights.items())
+    assert resumed_lines == lines
 
 
 def test_ctrl_c_exits_130_and_resumes(space):
@@ -141,7 +199,7 @@ def test_ctrl_c_exits_130_and_resumes(space):
     )
     run_dir = space / "runs" / "demo" / "pretrain" / "simsiam"
     deadline = time.monotonic() + 120
-    while not list(run_dir.glob("epoch_*.pth")) and time.monotonic() < deadline:
+    while not list(run_dir.glob("iter_*.pth")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -149,7 +207,7 @@ def test_ctrl_c_exits_130_and_resumes(space):
     assert "RESUME=1" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert not (space / "checkpoints").exists()
-    assert list(run_dir.glob("epoch_*.pth"))
+    assert list(run_dir.glob("iter_*.pth"))
 
 
 def test_knn_and_linear_read_the_export_and_are_then_done(space, capsys):
@@ -207,10 +265,10 @@ def test_a_wrong_setting_is_one_line_naming_it(space, options, message):
 
 def test_a_wrong_setting_loses_nothing_of_the_run_before(space):
     run_train()
-    before = sorted((space / "runs/demo/pretrain/simsiam").glob("epoch_*.pth"))
+    before = sorted((space / "runs/demo/pretrain/simsiam").glob("iter_*.pth"))
     with pytest.raises(UserError):
         run_train(options=("model.giude=nearest",))
-    assert sorted((space / "runs/demo/pretrain/simsiam").glob("epoch_*.pth")) == before
+    assert sorted((space / "runs/demo/pretrain/simsiam").glob("iter_*.pth")) == before
 
 
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):

@@ -35,5 +35,5 @@ train_dataloader = dict(
 # No constant rate for the predictor, no scaling with the batch (BYOL scales: byol.py).
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.06, momentum=0.9, weight_decay=5e-4))
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
-train_cfg = dict(by_epoch=True, max_epochs=200)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=200)
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]

@@ -40,6 +40,6 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(base_batch_size=256, enable=True)
 param_scheduler = [dict(type="CosineButFixed", eta_min=0.0, by_epoch=True)]
-train_cfg = dict(by_epoch=True, max_epochs=100)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=100)
 env_cfg = dict(cudnn_benchmark=True)
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation, interval=10)]

@@ -7,7 +7,8 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     param_scheduler=dict(type="ParamSchedulerHook"),
     # Two kept: the hook removes the oldest before it writes the newest, and a disk may be full.
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
+    # By steps: a run resumes within an epoch, bit for bit.
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=500, max_keep_ckpts=2),
     logger=dict(type="LoggerHook", interval=10),
     progress=dict(type="Progress", interval=10),
 )
