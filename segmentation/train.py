@@ -44,6 +44,8 @@ def register() -> None:
 
     # Right for a loss with class weights, whose mean leaves ignored pixels out (see the demo's config).
     warnings.filterwarnings("ignore", message="Default ``avg_non_ignore`` is False")
+    # mmseg's own averaging over scales does this.
+    warnings.filterwarnings("ignore", message="The shape of value will convert from")
     register_segmentation()
     import common.pipeline  # noqa: F401
     import segmentation.datasets

@@ -40,6 +40,7 @@ def _same(place: Place) -> tuple[str, str]:
     return f"--checkpoint={place.root / 'checkpoints' / 'resnet50.pth'}", "--name=tiny"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_finishes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         *SMALL,
@@ -71,6 +72,7 @@ def _interrupt_after(steps: int):
     return after_train_iter
 
 
+@pytest.mark.slow
 def test_frozen_is_a_variant_of_its_own(place: Place) -> None:
     results = place.run(main, "--frozen", options=SMALL)
     record = read_record(results / "demo" / "detection" / "tiny" / "voc-frozen-seed0.json")
@@ -129,6 +131,7 @@ def test_a_misspelt_key_is_named(place: Place, option: str, message: str) -> Non
         place.run(main, options=(option,))
 
 
+@pytest.mark.slow
 def test_demo_data_is_made_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "SCENES", {"train": 2, "val": 0, "test": 1})
     results = Place(tmp_path / "data", tmp_path).run(main, options=SMALL)

@@ -53,6 +53,7 @@ def test_two_steps_of_resnet50_leave_a_record_and_predictions(place: Place, caps
         assert (place.data / annotation).is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_repeated_only_if_a_prediction_is_gone(place: Place, capsys: pytest.CaptureFixture) -> None:
     subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
     place.run(main, *subject, arch=None, options=SMALL)
@@ -66,6 +67,7 @@ def test_a_finished_run_is_repeated_only_if_a_prediction_is_gone(place: Place, c
     assert image.is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def _interrupt_after(steps: int):
     return after_train_iter
 
 
+@pytest.mark.slow
 def test_the_published_evaluation_at_several_scales(broken: Place) -> None:
     (broken.data / "demo" / "ADEChallengeData2016").rename(broken.data / "ADEChallengeData2016")
     scales = [f"test_dataloader.dataset.pipeline.1.transforms.0.{k}.scale=({96 + 8 * k},64)" for k in range(5)]

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(norm_cfg=dict(requires_grad=True), norm_eval=False),
     # On a CPU the heads cost the most: narrow ones, and few RoIs.
     neck=dict(out_channels=64),
-    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[6])),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
@@ -25,12 +25,12 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(160, 160), keep_ratio=True, backend="pillow"),
+    dict(type="Resize", scale=(96, 96), keep_ratio=True, backend="pillow"),
     dict(type="PackDetInputs"),  # no flip: a digit has a right way round
 ]
 test_pipeline = [
     dict(type="LoadImage"),
-    dict(type="Resize", scale=(160, 160), keep_ratio=True, backend="pillow"),
+    dict(type="Resize", scale=(96, 96), keep_ratio=True, backend="pillow"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
