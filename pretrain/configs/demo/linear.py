@@ -26,7 +26,7 @@ val_dataloader = dict(
 )
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.0))
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
-train_cfg = dict(type="ResumableEpochLoop", max_epochs=6, val_interval=1)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=4, val_interval=1)
 val_cfg = dict()
 val_evaluator = dict(type="TopK")
 custom_hooks = [dict(type="KeepFrozen"), dict(type="AccuracyHistory", priority="HIGH")]

@@ -13,7 +13,7 @@ model = dict(
     guide="none",
 )
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=64,
     num_workers=0,
     drop_last=True,
     sampler=dict(type="EpochSampler"),
@@ -31,5 +31,5 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.03, momentum=0.9, weight_decay=5e-4))
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
-train_cfg = dict(type="ResumableEpochLoop", max_epochs=3)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=2)
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]
