@@ -14,8 +14,8 @@ model = dict(
 )
 sync_bn = "torch"  # BN statistics over all processes, view by view
 train_dataloader = dict(
-    batch_size=512,  # images in all, shared out over the processes
-    num_workers=32,  # in all
+    batch_size=512,
+    num_workers=32,
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
