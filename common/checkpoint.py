@@ -51,6 +51,12 @@ class Checkpoint:
         """The backbone's name, as `common.backbones.build_backbone` takes it."""
         return self.meta["arch"]
 
+    @property
+    def loaded(self) -> str:
+        """A line for the log: how many of the backbone's tensors the file gave (all, else it was refused)."""
+        total = len(self.state_dict)
+        return f"loaded {total} of {total} backbone tensors from {self.path}; not loaded: none"
+
     def backbone(self) -> nn.Module:
         """Return the frozen backbone in eval mode: (N, 3, H, W) float32 to (N, D) float32 features."""
         network = build_backbone(self.arch)
@@ -117,7 +123,7 @@ def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
             f"(first misfit: {first}); choose the config's backbone to be {checkpoint.arch}"
         )
     backbone.load_state_dict(checkpoint.state_dict, strict=True)
-    return f"loaded {total} of {total} backbone tensors from {checkpoint.path}; not loaded: none"
+    return checkpoint.loaded
 
 
 def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: "Config") -
     from common.files import sha256_of_text
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+    print(checkpoint.loaded, flush=True)
     bank, queries = bank_and_queries(checkpoint, settings, args.runs / args.profile / "features")
     top1 = knn_accuracy(bank, queries, k=settings["k"], temperature=settings["temperature"])
     protocol = {

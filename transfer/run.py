@@ -50,6 +50,7 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
     labels = found.both.labels
     check_labels(classes, train=labels[train], val=labels[val], both=labels, test=found.test.labels)
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+    print(checkpoint.loaded, flush=True)
     transform = evaluation_transform(spec.size, resize=spec.resize)
     workers = 0 if args.profile == "demo" else min(16, os.cpu_count() or 1)
     both, test = (
