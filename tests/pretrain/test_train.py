@@ -79,7 +79,7 @@ def test_every_method_trains_exports_and_is_then_done(space, method, capsys):
 def test_the_export_is_the_online_backbone(space):
     run_train(method="byol")
     state = torch.load(
-        space / "runs" / "demo" / "pretrain" / "byol" / "iter_6.pth", weights_only=False, map_location="cpu"
+        space / "runs" / "demo" / "pretrain" / "byol" / "iter_6.pth", weights_only=True, map_location="cpu"
     )["state_dict"]
     exported = load_checkpoint(space / "checkpoints" / "demo" / "byol.pth").state_dict
     assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in exported.items())
