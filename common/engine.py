@@ -43,7 +43,7 @@ class Runner(MMEngineRunner):
     backbone: Checkpoint | None = None
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
-        """Return mmengine's logger: everything goes to the file, only warnings to the console."""
+        """Return mmengine's logger: everything goes to the file, only errors to the console."""
         logger = super().build_logger(log_level, log_file, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
