@@ -14,21 +14,21 @@ from torch import nn
 CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu")
 
 
-def build_backbone(arch: str, *, zero_init_residual: bool = False) -> nn.Module:
+def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
     """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
 
-    `arch` is any convolutional network of timm (`resnet18`, `resnet50`, ...) or `resnet18_cifar`: 3x3 stem
+    `name` is any convolutional network of timm (`resnet18`, `resnet50`, ...) or `resnet18_cifar`: 3x3 stem
     of stride 1, no ReLU after it, no max-pool, PyTorch's default initialisation (`resnet18_cifar_stemrelu`
     has that ReLU). `zero_init_residual` starts the last BN weight of every residual block at 0 (the
     authors' ImageNet setting). Raises ValueError for an unknown name.
     """
-    base = "resnet18" if arch in CIFAR else arch
+    base = "resnet18" if name in CIFAR else name
     if base not in _known():
-        raise ValueError(f"unknown backbone '{arch}'; known: timm's convolutional networks and {', '.join(CIFAR)}")
+        raise ValueError(f"unknown backbone '{name}'; known: timm's convolutional networks and {', '.join(CIFAR)}")
     options = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
-    if arch in CIFAR:
-        _to_cifar(network, stem_relu=arch.endswith("_stemrelu"))
+    if name in CIFAR:
+        _to_cifar(network, stem_relu=name.endswith("_stemrelu"))
         if zero_init_residual:
             for block in network.modules():
                 if hasattr(block, "zero_init_last"):

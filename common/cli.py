@@ -11,11 +11,24 @@ from typing import Any, NoReturn
 
 PROFILES = ("demo", "cifar10", "imagenet")
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
+# What METHOD can be varied by, as in METHOD=simsiam_gsg-batch64; each is a file of pretrain/configs/ablation/.
+ABLATIONS = (
+    *("farthest", "random", "shared_views", "no_predictor"),
+    *("batch64", "batch128", "batch256", "batch512", "batch1024"),
+)
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that names the thing and the remedy."""
+
+
+class Stopped(Exception):  # noqa: N818  (it is no error)
+    """A run that a signal ended, in a state to be resumed: the signal's number, and what happened."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,9 +58,14 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 
 def method_list(text: str) -> list[str]:
-    """Parse METHOD: a method, several separated by commas or spaces, or `all`."""
-    check = one_of("METHOD", (*METHODS, "all"))
-    words = [check(word) for word in text.replace(",", " ").split()] or [check("")]
+    """Parse METHOD: a method, several separated by commas or spaces, or `all`; `<method>-<ablation>` varies one."""
+    known, ablation = one_of("METHOD", (*METHODS, "all")), one_of("ablation", ABLATIONS)
+    words = text.replace(",", " ").split() or [""]
+    for word in words:
+        method, dash, variation = word.partition("-")
+        known(method)
+        if dash:
+            ablation(variation)
     return list(METHODS) if "all" in words else words
 
 
@@ -72,7 +90,7 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
         "--method",
         default="simsiam_gsg",
         type=method_list,
-        help=f"one or several of {', '.join(METHODS)}, or all",
+        help=f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}",
     )
     result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
     result.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
@@ -128,7 +146,7 @@ def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 130 on Ctrl-C.
+    """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 128 + n after signal n.
 
     Any other exception is a fault of ours and keeps its traceback.
     """
@@ -141,6 +159,9 @@ def run(main: Callable[[], Any]) -> NoReturn:
         # Worker threads may still hold locks of half-closed libraries: leave without their finalisers.
         sys.stdout.flush()
         os._exit(INTERRUPTED)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command with RESUME=1 (--resume) continues", file=sys.stderr, flush=True)
+        os._exit(128 + stopped.signal)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise

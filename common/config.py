@@ -22,7 +22,7 @@ RUNNER_KEYS = frozenset(
     experiment_name compile find_unused_parameters sync_bn model_wrapper_cfg""".split()
 )
 # Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
-OUR_KEYS = frozenset("evaluation dataset_name arch".split())
+OUR_KEYS = frozenset("evaluation dataset_name arch channels_last".split())
 SHARED_VALUES = frozenset(
     "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
 )
@@ -42,11 +42,87 @@ class Options(DictAction):
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --cfg-options, --resume and --launcher, which every trainer has."""
+    add_options_argument(parser)
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
+    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
+
+
+def add_options_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --cfg-options."""
     parser.add_argument(
         "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override config entries"
     )
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
-    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
+
+
+def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what fits a run of pretrain/loop.py to a machine; `scale_options` turns it into config entries."""
+    parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="forward each process's batch in N parts, one step"
+    )
+    parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the backbone (needs a C++ compiler)")
+
+
+def scale_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the config entries that the arguments of `add_scale_arguments` mean. Raises UserError."""
+    if args.accumulate < 1:
+        raise UserError(f"--accumulate is {args.accumulate}; choose 1 or more parts")
+    options: dict[str, Any] = {}
+    if args.amp:
+        options["optim_wrapper.dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[args.amp]
+    if args.accumulate > 1:
+        options["train_cfg.accumulate"] = args.accumulate
+    if args.channels_last:
+        options["channels_last"] = True
+    if args.compile:
+        options["compile"] = True
+    return options
+
+
+def share_batch(config: Config, launcher: str) -> str:
+    """Make the config's batch and workers those of one process, its learning rate that of the whole batch.
+
+    A config's `batch_size` is the total of a step over all processes and accumulated parts, its `num_workers`
+    the total of a node; `auto_scale_lr` holds the batch that the config's learning rate is meant for. Returns
+    a line that says what came out. Raises UserError when the batch cannot be shared evenly.
+    """
+    world, local = _processes(launcher)
+    loader, parts = config.train_dataloader, config.train_cfg.get("accumulate", 1)
+    total = loader.batch_size
+    if total % (world * parts):
+        raise UserError(
+            f"config: a batch of {total} images cannot be shared by {world} processes of {parts} parts each; "
+            f"make train_dataloader.batch_size a multiple of {world * parts}"
+        )
+    loader.batch_size = total // (world * parts)
+    loader.num_workers = -(-loader.num_workers // local)
+    if loader.num_workers == 0:
+        loader.persistent_workers = False  # torch refuses them
+    said = f"batch {total}" + (f" = {world} x {parts} x {loader.batch_size}" if world * parts > 1 else "")
+    scaling = config.get("auto_scale_lr", {})
+    if scaling.get("enable"):
+        optimizer, base = config.optim_wrapper.optimizer, scaling.base_batch_size
+        scaled = optimizer.lr * total / base
+        said += f", learning rate {scaled:g} = {optimizer.lr:g} x {total} / {base}"
+        optimizer.lr, scaling.enable = scaled, False
+    else:
+        said += f", learning rate {config.optim_wrapper.optimizer.lr:g}"
+    return said
+
+
+def _processes(launcher: str) -> tuple[int, int]:
+    """Return how many processes the launcher started, in all and on this node."""
+    if launcher == "none":
+        return 1, 1
+    started_by = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
+    world = "WORLD_SIZE" if launcher == "pytorch" else "SLURM_NTASKS"
+    if world not in os.environ:
+        raise UserError(f"--launcher {launcher} needs {started_by} to start the processes ({world} is not set)")
+    total = int(os.environ[world])
+    if launcher == "pytorch":
+        return total, int(os.environ.get("LOCAL_WORLD_SIZE", total))
+    return total, -(-total // int(os.environ.get("SLURM_NNODES", 1)))
 
 
 def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None) -> Config:

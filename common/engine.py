@@ -3,27 +3,33 @@
 import itertools
 import json
 import logging
+import math
+import os
 import re
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, all_reduce, barrier, is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MMLogger
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
+from torch import nn
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
-from common.cli import UserError
+from common.cli import Stopped, UserError
 from common.config import mistake_in
 from common.files import atomic_path, write_json
 
@@ -53,8 +59,8 @@ class Runner(MMEngineRunner):
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Register the config's hooks, and those that safe and exact resuming rests on."""
         super().register_hooks(*args, **kwargs)
-        self.register_hook(RandomState())
-        self.register_hook(PlainState())
+        for hook in (RandomState(), PlainState(), StopOnSignal(), StopOnNaN()):
+            self.register_hook(hook)
 
     def train(self) -> Any:
         """Train as mmengine does; however it ends, the progress bar is closed, before an error's line."""
@@ -64,6 +70,8 @@ class Runner(MMEngineRunner):
             for hook in self.hooks:
                 if isinstance(hook, Progress):
                     hook.close()
+                if isinstance(hook, StopOnSignal):
+                    hook.restore()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
@@ -73,13 +81,36 @@ class Runner(MMEngineRunner):
         with atomic_path(Path(out_dir) / filename) as temporary:
             super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Start the process group: mmengine's way on GPUs, gloo on CPUs, which mmengine leaves out."""
+        if self.distributed and not torch.cuda.is_available() and not is_distributed():
+            _start_gloo(self.launcher)
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Wrap as mmengine does; on CPUs without SyncBN, which is for GPUs alone.
+
+        From here on every process draws random numbers of its own: GSG's references differ between them.
+        """
+        if self.cfg.get("channels_last"):
+            model = model.to(memory_format=torch.channels_last)
+        if self.distributed and not torch.cuda.is_available():
+            if self.cfg.get("sync_bn") and self.rank == 0:
+                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
+            unused = self.cfg.get("find_unused_parameters", False)
+            model = MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
+        else:
+            model = super().wrap_model(model_wrapper_cfg, model)
+        if self.world_size > 1:
+            torch.manual_seed(self.seed + self.rank)
+        return model
+
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
         """Load a resume file of this run into the model and return it. Raises UserError if it does not fit."""
         checkpoint = read_resume_file(Path(filename), map_location)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
         try:
-            model.load_state_dict(checkpoint["state_dict"], strict=strict)
+            unwrapped(self.model).load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError:
             raise UserError(
                 f"{filename} does not fit this model: the settings changed since; start afresh without RESUME=1"
@@ -90,11 +121,36 @@ class Runner(MMEngineRunner):
     def _init_model_weights(self) -> None:
         super()._init_model_weights()
         if self.backbone is not None:
-            model = self.model.module if is_model_wrapper(self.model) else self.model
-            line = load_into(model.backbone, self.backbone)
+            line = load_into(unwrapped(self.model).backbone, self.backbone)
             self.logger.info(line)
             if self.rank == 0:
                 print(line, flush=True)
+
+    def _maybe_compile(self, target: str) -> None:
+        # mmengine would compile the whole step, optimiser and logging included; the backbone is the work.
+        options = self.cfg.get("compile")
+        if options:
+            unwrapped(self.model).backbone.compile(**({} if options is True else options))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself, without the wrapper that averages gradients over processes."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def _start_gloo(launcher: str) -> None:
+    """Join the CPU process group, from the environment that torchrun gives, or Slurm."""
+    environment = os.environ
+    if launcher == "slurm":
+        environment["RANK"], environment["WORLD_SIZE"] = environment["SLURM_PROCID"], environment["SLURM_NTASKS"]
+        environment.setdefault("LOCAL_RANK", environment.get("SLURM_LOCALID", "0"))
+        environment.setdefault("MASTER_PORT", "29500")
+        if "MASTER_ADDR" not in environment:
+            command = ["scontrol", "show", "hostnames", environment["SLURM_NODELIST"]]
+            environment["MASTER_ADDR"] = subprocess.run(
+                command, check=True, capture_output=True, text=True
+            ).stdout.split()[0]
+    torch.distributed.init_process_group("gloo")
 
 
 def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
@@ -234,9 +290,82 @@ class RandomState(Hook):
             torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+class StopOnSignal(Hook):
+    """On SIGTERM, or on SIGUSR1 (Slurm's `--signal`), save after the step and leave, so that the run can resume.
+
+    Several processes agree on the step every `interval` steps.
+    """
+
+    priority = "LOWEST"  # after the log's line and the schedulers of the step
+
+    def __init__(self, interval: int = 10) -> None:
+        self.interval = interval
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self, runner: MMEngineRunner) -> None:
+        """Take over the signals, where Python lets us: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    def after_train_iter(
+        self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Save and raise Stopped if a signal came."""
+        step = runner.iter + 1
+        received = self._received
+        if runner.world_size > 1:
+            if step % self.interval:
+                return
+            agreed = torch.tensor(received)
+            all_reduce(agreed, "max")
+            received = int(agreed)
+        if received:
+            name = f"iter_{step}.pth"
+            if not (Path(runner.work_dir) / name).exists():
+                runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+            barrier()  # a launcher ends all processes when the first one leaves
+            raise Stopped(received, f"stopped by {signal.Signals(received).name} after step {step}, which is saved")
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class StopOnNaN(Hook):
+    """Stop when the loss is no number any more, and let no such weights into a checkpoint."""
+
+    priority = "ABOVE_NORMAL"  # before checkpoints are written
+
+    def after_train_iter(
+        self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Raise UserError naming the step and the last checkpoint."""
+        loss = float((outputs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            self._stop(runner, f"the loss is {loss} at step {runner.iter + 1}")
+
+    def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError, and so save nothing, if a weight is no finite number."""
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not value.isfinite().all():
+                self._stop(runner, f"{name} is no longer finite after step {runner.iter + 1}")
+
+    def _stop(self, runner: MMEngineRunner, what: str) -> NoReturn:
+        good = newest_resume_file(Path(runner.work_dir))
+        remedy = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+        raise UserError(f"{what}; {remedy}; lower the learning rate, or look at the data, and start again")
+
+
 @HOOKS.register_module()
 class Progress(Hook):
-    """A bar with ETA and images/s on the console, and the same numbers as JSON lines in `log.jsonl`.
+    """A bar with ETA and images/s on the console; the same numbers as JSON lines in `log.jsonl`, and to the visualizer.
 
     A line is written every `interval` steps and after every epoch. What other hooks put into the message
     hub under `train/` or `val/` appears too (for instance kNN accuracy). A resumed run drops the lines
@@ -251,8 +380,7 @@ class Progress(Hook):
 
     def before_train(self, runner: MMEngineRunner) -> None:
         """Open the bar and cut the log back to the step where training starts."""
-        loader = runner.cfg.train_dataloader
-        self._images = loader.batch_size * runner.world_size
+        self._images = images_a_step(runner)
         self._path = Path(runner.work_dir) / LOG
         if runner.rank == 0:
             truncate_log(self._path, runner.iter, runner.epoch)
@@ -298,6 +426,8 @@ class Progress(Hook):
     def _write(self, runner: MMEngineRunner, **line: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+        numbers = {f"train/{key}": value for key, value in line.items() if key not in ("step", "epoch")}
+        runner.visualizer.add_scalars(numbers, step=line["step"])
 
 
 _SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
@@ -329,6 +459,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def images_a_step(runner: MMEngineRunner) -> int:
+    """Return how many images all processes together take a step."""
+    config = runner.cfg
+    return config.train_dataloader.batch_size * config.train_cfg.get("accumulate", 1) * runner.world_size
+
+
 def _scalars(runner: MMEngineRunner, prefix: str) -> dict[str, float]:
     """Return the latest value of each scalar under `prefix`, and images/s for `train/`."""
     found = {
@@ -337,8 +473,7 @@ def _scalars(runner: MMEngineRunner, prefix: str) -> dict[str, float]:
         if key.startswith(prefix) and len(buffer.data[0])
     }
     if seconds := found.pop("time", None):
-        loader = runner.cfg.train_dataloader
-        found["images_per_s"] = loader.batch_size * runner.world_size / seconds
+        found["images_per_s"] = images_a_step(runner) / seconds
     found.pop("data_time", None)
     return found
 

@@ -1,12 +1,16 @@
 """The images that pretraining and its evaluation read, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common.cifar import cifar10
 from common.cli import UserError
 from common.data import LabelledImages, image_folder
 from common.embedded import digits
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def _imagefolder(root: Path, split: str, name: str) -> LabelledImages:
@@ -34,3 +38,31 @@ def open_images(name: str, root: str, split: str) -> LabelledImages:
     if name not in READERS:
         raise UserError(f"config: unknown data set '{name}'; known: {', '.join(READERS)}")
     return READERS[name](Path(root), split)
+
+
+def label(images: Mapping[str, Any]) -> str:
+    """Return what records and checkpoints call the data set of `images`, a config's arguments of `open_images`."""
+    return Path(images["root"]).resolve().name if images["name"] == "folder" else str(images["name"])
+
+
+def use_folder(config: "Config", root: Path) -> None:
+    """Make every part of `config` read the ImageFolder `root` instead of its own data set.
+
+    Raises UserError when `root` has no `train` folder. One without `val` can be pretrained on, but not tested on.
+    """
+    if not (root / "train").is_dir():
+        raise UserError(f"--data-root {root} has no folder 'train'; place one folder a class in {root / 'train'}")
+    images = dict(name="folder", root=str(root))
+    tested = (root / "val").is_dir()
+    if "train_dataloader" in config:
+        config.train_dataloader.dataset.images = dict(images, split="train")
+    if "val_dataloader" in config:
+        config.val_dataloader.dataset.images = dict(images, split="test")
+        config.model.num_classes = len(open_images(**images, split="train").classes)
+    if "evaluation" in config:
+        config.evaluation.images = images
+    hooks = config.get("custom_hooks", [])
+    config.custom_hooks = [hook for hook in hooks if tested or hook["type"] != "KnnMonitor"]
+    for hook in config.custom_hooks:
+        if hook["type"] == "KnnMonitor":
+            hook["evaluation"]["images"] = images

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]  # something of the first view of each image, and of the second
 GUIDES = ("none", "nearest", "farthest", "random")
 
 
@@ -49,15 +50,17 @@ def gsg_loss(image: Views, reference: Views | None = None, guide: str = "nearest
         return 0.5 * (negative_cosine(image.p1, image.z2) + negative_cosine(image.p2, image.z1)).mean()
     if reference is None:
         raise ValueError(f"the guide '{guide}' compares with a reference image: pass `reference`")
-    v, w = choose_views(image, reference, guide)  # (N,) each: which view of the image, of the reference
+    v, w = choose_views(image[:2], reference[:2], guide)
     return 0.5 * (_predict_partner(image, v) + _predict_partner(reference, w)).mean()
 
 
 @torch.no_grad()
-def choose_views(image: Views, reference: Views, guide: str) -> tuple[Tensor, Tensor]:
-    """Return (v, w), each (N,) int64 of 0 and 1: the views of image and reference that learn."""
-    z = torch.stack((image.z1, image.z2), dim=1)  # (N, 2, d)
-    r = torch.stack((reference.z1, reference.z2), dim=1)  # (N, 2, d)
+def choose_views(image: Pair, reference: Pair, guide: str) -> tuple[Tensor, Tensor]:
+    """Return (v, w), each (N,) int64 of 0 and 1: the views of image and reference that learn.
+
+    `image` and `reference` are the projections (N, d) of their two views.
+    """
+    z, r = torch.stack(image, dim=1), torch.stack(reference, dim=1)  # (N, 2, d) each
     distance = (z[:, :, None] - r[:, None, :]).norm(dim=-1).flatten(1)  # (N, 4): 11-21, 11-22, 12-21, 12-22
     if guide == "nearest":
         pair = distance.argmin(dim=1)  # the first of equal minima
@@ -70,9 +73,12 @@ def choose_views(image: Views, reference: Views, guide: str) -> tuple[Tensor, Te
     return pair // 2, pair % 2
 
 
+def pick(view: Tensor, pair: Pair) -> Tensor:
+    """Return row n of pair[view[n]] for every n: view (N,) of 0 and 1, pair two tensors (N, ...)."""
+    first, second = pair
+    return torch.where(view.bool().view(-1, *[1] * (first.ndim - 1)), second, first)
+
+
 def _predict_partner(views: Views, chosen: Tensor) -> Tensor:
     """Return (N,): each row's loss of the chosen view's prediction against the other view's projection."""
-    second = chosen.bool()[:, None]  # (N, 1)
-    p = torch.where(second, views.p2, views.p1)
-    z = torch.where(second, views.z1, views.z2)
-    return negative_cosine(p, z)
+    return negative_cosine(pick(chosen, (views.p1, views.p2)), pick(1 - chosen, (views.z1, views.z2)))

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from common.cli import UserError
 from common.data import Transformed
+from common.engine import unwrapped
 from common.features import Features
 from pretrain.data import open_images
 from pretrain.knn import evaluation_view, knn_accuracy
@@ -21,7 +23,7 @@ from pretrain.knn import evaluation_view, knn_accuracy
 class KnnMonitor(Hook):
     """After each `interval` epochs, log the kNN accuracy of the online backbone as `val/knn`, in percent.
 
-    `evaluation`: the settings of `make knn` (a config's `evaluation`).
+    `evaluation`: the settings of `make knn` (a config's `evaluation`). Several processes share the images.
     """
 
     def __init__(self, evaluation: dict[str, Any], interval: int = 1) -> None:
@@ -30,24 +32,72 @@ class KnnMonitor(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Extract both sets' features with the backbone as it is now, and vote."""
-        if not self.every_n_epochs(runner, self.interval) or runner.rank != 0:
+        if not self.every_n_epochs(runner, self.interval):
             return
         settings = self.evaluation
         if self._sets is None:
             self._sets = [open_images(split=split, **settings["images"]) for split in ("train", "test")]
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        bank, queries = (self._features(model.backbone, images) for images in self._sets)
-        accuracy = knn_accuracy(bank, queries, k=settings["k"], temperature=settings["temperature"])
+        backbone = unwrapped(runner.model).backbone
+        bank, mine = (self._features(backbone, images, runner) for images in self._sets)
+        parts = all_gather_object(mine)
+        queries = Features(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]), mine.fingerprint)
+        k = min(settings["k"], len(self._sets[0].labels))
+        accuracy = knn_accuracy(bank, queries, k=k, temperature=settings["temperature"])
         runner.message_hub.update_scalar("val/knn", accuracy)
 
     @torch.inference_mode()
-    def _features(self, backbone: torch.nn.Module, images: Any) -> Features:
-        loader = DataLoader(
-            Transformed(images, evaluation_view(self.evaluation)), 256, num_workers=self.evaluation["workers"]
-        )
+    def _features(self, backbone: torch.nn.Module, images: Any, runner: Runner) -> Features:
+        """Return the features of this process's share of the images."""
+        share = range(runner.rank, len(images.labels), runner.world_size)
+        view = Transformed(images, evaluation_view(self.evaluation))
+        loader = DataLoader(Subset(view, share), 256, num_workers=self.evaluation["workers"])
         device = next(backbone.parameters()).device
         training = backbone.training
         backbone.eval()
         x = np.concatenate([backbone(batch.to(device)).float().cpu().numpy() for batch, _ in loader])
         backbone.train(training)
-        return Features(x, images.labels, images.fingerprint)
+        return Features(x, images.labels[list(share)], images.fingerprint)
+
+
+@HOOKS.register_module()
+class CollapseMonitor(Hook):
+    """Report an epoch in which the representations had collapsed; with `stop`, end the run there.
+
+    Collapsed: the standard deviation of the L2-normalised projections (`std`) stayed through a whole epoch
+    below `threshold` times 1/sqrt(d), its value for directions spread evenly (Chen and He, section 4.1).
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(self, threshold: float = 0.1, stop: bool = False) -> None:
+        self.threshold, self.stop = threshold, stop
+        self._largest = 0.0
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Keep the epoch's largest std."""
+        self._largest = max(self._largest, float((outputs or {})["std"]))
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Compare it. Raises UserError when the run is to stop."""
+        even = unwrapped(runner.model).projection_dim ** -0.5
+        largest, self._largest = self._largest, 0.0
+        if largest >= self.threshold * even:
+            return
+        said = (
+            f"collapse: in epoch {runner.epoch + 1} the std of normalised projections never passed {largest:.2g} "
+            f"(threshold {self.threshold * even:.2g}, spread evenly {even:.2g})"
+        )
+        if self.stop:
+            raise UserError(f"{said}; stopped as --stop-on-collapse asks; lower the learning rate or change the method")
+        if runner.rank == 0:
+            print(said, flush=True)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Store the epoch's maximum so far."""
+        checkpoint["largest_std"] = self._largest
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Restore it."""
+        self._largest = checkpoint.get("largest_std", 0.0)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.config import config_sha256, load_config
+from common.config import add_options_argument, config_sha256, load_config
 from common.records import RecordKey, start_run
+from pretrain.data import label, use_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,19 +65,30 @@ def vote(similarity: "Tensor", labels: "Tensor", *, temperature: float, num_clas
 def knn_accuracy(
     bank: "Features", queries: "Features", *, k: int, temperature: float, query_chunk: int = 1024
 ) -> float:
-    """Return the top-1 accuracy in percent of weighted kNN on cosine similarity."""
-    import torch
+    """Return the top-1 accuracy in percent of weighted kNN on cosine similarity.
 
-    if k > len(bank.y):
-        raise cli.UserError(f"config: kNN with k={k} needs as many images, the bank has {len(bank.y)}; lower k")
+    Where several processes train together, each calls this with its own part of the bank and all queries,
+    and gets the accuracy over the whole bank.
+    """
+    import torch
+    from mmengine.dist import all_gather_object, get_world_size
+
     from common.features import pick_device
 
+    total = sum(all_gather_object(len(bank.y)))
+    if k > total:
+        raise cli.UserError(f"config: kNN with k={k} needs as many images, the bank has {total}; lower k")
     device = pick_device()
     labels, correct = torch.as_tensor(bank.y, device=device), 0
     for rows in _chunks(len(queries.y), query_chunk):
         x = torch.as_tensor(queries.x[rows], device=device)
         similarity, index = nearest_neighbours(x, bank.x, k)
-        scores = vote(similarity, labels[index], temperature=temperature, num_classes=int(bank.y.max()) + 1)
+        near = labels[index]
+        if get_world_size() > 1:  # the nearest of all are among the nearest of each part
+            parts = all_gather_object((similarity.cpu(), near.cpu()))
+            similarity, order = torch.cat([part[0] for part in parts], 1).topk(k, dim=1)
+            near = torch.cat([part[1] for part in parts], 1).gather(1, order)
+        scores = vote(similarity, near, temperature=temperature, num_classes=int(near.max()) + 1)
         correct += int((scores.argmax(1).cpu().numpy() == queries.y[rows]).sum())
     return 100 * correct / len(queries.y)
 
@@ -113,8 +125,8 @@ def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "t
 def evaluate(args: argparse.Namespace, subject: cli.Subject, config: "Config") -> None:
     """Evaluate one checkpoint and write its record."""
     settings = config.evaluation
-    sha = config_sha256(config, data=args.data)
-    key = RecordKey(args.profile, "knn", subject.name, settings["images"]["name"], args.seed)
+    sha = config_sha256(config, data=args.data_root or args.data)
+    key = RecordKey(args.profile, "knn", subject.name, label(settings["images"]), args.seed)
     run = start_run(key, subject, config_sha256=sha, results=args.results)
     if run is None:
         return
@@ -145,9 +157,13 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: "Config") -
 def main(argv: Sequence[str] | None = None) -> None:
     """Run kNN for every method that the arguments name."""
     parser = cli.parser("pretrain.knn", "weighted kNN on frozen features", reads_checkpoint=True)
+    add_options_argument(parser)
+    parser.add_argument("--data-root", type=Path, help="this ImageFolder's train/ as the bank, val/ as queries")
     args = parser.parse_args(argv)
     cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
-    config = load_config(CONFIGS / args.profile / "knn.py", data=args.data)
+    config = load_config(CONFIGS / args.profile / "knn.py", data=args.data, options=args.cfg_options)
+    if args.data_root is not None:
+        use_folder(config, args.data_root)
     for subject in cli.subjects(args):
         evaluate(args, subject, config)
 

@@ -10,16 +10,24 @@ from pathlib import Path
 from mmengine.config import Config
 
 from common import cli
-from common.config import add_config_arguments, config_sha256, load_config
+from common.config import (
+    add_config_arguments,
+    add_scale_arguments,
+    config_sha256,
+    load_config,
+    scale_options,
+    share_batch,
+)
 from common.records import RecordKey, start_run
+from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> None:
     """Train and test the classifier on one checkpoint and write its record: top-1 and top-5, last and best."""
-    sha = config_sha256(config, data=args.data)
-    data = config.train_dataloader.dataset.images["name"]
+    sha = config_sha256(config, data=args.data_root or args.data)
+    data = label(config.train_dataloader.dataset.images)
     run = start_run(
         RecordKey(args.profile, "linear", subject.name, data, args.seed),
         subject,
@@ -32,13 +40,17 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
     from common.engine import build_runner, set_run, train
     from common.features import pick_device
     from common.files import sha256_of_text
-    from pretrain import loop, probe, views  # noqa: F401  (these register what the configs name)
+    from pretrain import loop, optim, probe, views  # noqa: F401  (these register what the configs name)
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
-    config.model.backbone = dict(arch=checkpoint.arch)
+    config.model.backbone = dict(name=checkpoint.arch)
     work_dir = args.runs / args.profile / "linear" / cli.checkpoint_name(subject.name, args.seed)
+    batch = config.train_dataloader.batch_size
+    shared = share_batch(config, args.launcher)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     runner = build_runner(config, settings=sha + checkpoint.sha256, backbone=checkpoint, resume=args.resume)
+    if runner.rank == 0:
+        print(f"{subject.name}: {shared}", flush=True)
     train(runner)
     if runner.rank != 0:
         return
@@ -49,7 +61,7 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
         metrics=metrics,
         protocol={
             "epochs": runner.max_epochs,
-            "batch_size": config.train_dataloader.batch_size * runner.world_size,
+            "batch_size": batch,
             "lr": config.optim_wrapper.optimizer.lr,
             "optimizer": config.optim_wrapper.optimizer.type,
             "n_train": len(train_set.labels),
@@ -65,10 +77,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every checkpoint that the arguments name."""
     parser = cli.parser("pretrain.linear", "linear classifier on frozen features", reads_checkpoint=True)
     add_config_arguments(parser)
+    add_scale_arguments(parser)
+    parser.add_argument("--data-root", type=Path, help="train and test on this ImageFolder (train/, val/)")
     args = parser.parse_args(argv)
     cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)
     for subject in cli.subjects(args):
-        config = load_config(CONFIGS / args.profile / "linear.py", data=args.data, options=args.cfg_options)
+        options = {**scale_options(args), **args.cfg_options}
+        config = load_config(CONFIGS / args.profile / "linear.py", data=args.data, options=options)
+        if args.data_root is not None:
+            use_folder(config, args.data_root)
         evaluate(args, subject, config)
 
 

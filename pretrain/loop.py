@@ -1,32 +1,90 @@
-"""The training loop: mmengine's epochs, resumable at any step."""
+"""The training loop: mmengine's epochs, resumable at any step, each step in as many parts as memory asks for."""
 
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
+
+from common.engine import unwrapped
 
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, which goes on within an epoch where a checkpoint was written.
 
+    An iteration is a step of the optimiser. With `accumulate` > 1 it takes that many batches of the loader
+    and adds up their gradients, each weighted by its share of the images: the gradient of the mean loss, with
+    BN statistics and GSG's references taken within each part. A model's `start_step()`, where it has one,
+    is called once before each step.
+
     Nothing of the data's randomness needs saving: a visit's seed follows from the run's seed, the epoch and
     the image. The loader draws its workers' base seed from a generator of its own, so that starting it again
     within an epoch leaves the model's random numbers as they were.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
+    def __init__(self, runner: Any, dataloader: Any, accumulate: int = 1, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, **kwargs)
+        self.accumulate = accumulate
+        self._images = len(self.dataloader.sampler)
+        self._batch = self.dataloader.batch_size * accumulate  # images of a step on this process
+        self.steps = self._images // self._batch if self.dataloader.drop_last else -(-self._images // self._batch)
+        self._max_iters = self._max_epochs * self.steps
         self.dataloader.generator = torch.Generator().manual_seed(runner.seed)
+        self.dataloader.worker_init_fn = ignore_stop_signals
+        self._skipped = 0
 
     def run_epoch(self) -> None:
         """Run one epoch, or what is left of it."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
-        self.dataloader.sampler.skip = done * self.dataloader.batch_size
-        for index, batch in enumerate(self.dataloader, start=done):
-            self.run_iter(index, batch)
+        done = self._iter - self._epoch * self.steps
+        self.dataloader.sampler.skip, self.dataloader.sampler.stop = done * self._batch, self.steps * self._batch
+        batches = iter(self.dataloader)
+        for index in range(done, self.steps):
+            self.run_step(index, batches)
+        self._report_skipped()
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+
+    def run_step(self, index: int, batches: Iterator[Any]) -> None:
+        """Take step `index` of the epoch from the next `accumulate` batches."""
+        runner, wrapper = self.runner, self.runner.optim_wrapper
+        model = unwrapped(runner.model)
+        images = min(self._batch, self._images - index * self._batch)
+        sizes = [
+            min(self.dataloader.batch_size, images - start) for start in range(0, images, self.dataloader.batch_size)
+        ]
+        outputs: dict[str, torch.Tensor] = {}
+        batch = next(batches)
+        runner.call_hook("before_train_iter", batch_idx=index, data_batch=batch)
+        if hasattr(model, "start_step"):
+            model.start_step()
+        for part, size in enumerate(sizes):
+            batch = batch if part == 0 else next(batches)
+            if "skipped" in batch:
+                self._skipped += int(batch.pop("skipped").sum())
+            wrapper.share, wrapper.last = size / images, part == len(sizes) - 1
+            for name, value in runner.model.train_step(batch, optim_wrapper=wrapper).items():
+                outputs[name] = outputs.get(name, 0.0) + value.detach() * wrapper.share
+        runner.call_hook("after_train_iter", batch_idx=index, data_batch=batch, outputs=outputs)
+        self._iter += 1
+
+    def _report_skipped(self) -> None:
+        """Log how many corrupt images all processes passed over since the epoch began (or was resumed)."""
+        count = torch.tensor(self._skipped)
+        all_reduce(count)
+        if count:
+            self.runner.message_hub.update_scalar("train/skipped", int(count))
+            if self.runner.rank == 0:
+                print(f"epoch {self._epoch + 1}: {int(count)} corrupt images skipped", flush=True)
+        self._skipped = 0
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """Let a loader's worker outlive the signals that a scheduler sends to every process, as the step needs it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

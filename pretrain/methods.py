@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
 from common.cli import UserError
-from pretrain.gsg import GUIDES, Views, gsg_loss
+from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, negative_cosine, pick
 from pretrain.heads import predictor as build_predictor
 from pretrain.heads import projector as build_projector
 
@@ -48,7 +48,7 @@ class SimSiam(BaseModel):
         self.guide, self.views = guide, views
         try:
             self.backbone = build_backbone(**backbone)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # an unknown option, an unknown name
             raise UserError(f"config: {error}") from None
         self.projector = build_projector(feature_dim(self.backbone), **projector)
         self.predictor = nn.Identity() if predictor is None else build_predictor(self.projection_dim, **predictor)
@@ -91,9 +91,16 @@ class SimSiam(BaseModel):
                 f"config: guide '{self.guide}' with {self.views} views takes {self.num_views} views an image, "
                 f"the data set gives {len(inputs)}; set train_dataloader.dataset.num_views={self.num_views}"
             )
+        return self.loss(inputs)
+
+    def loss(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the mean loss of the batch, and `std`, the collapse monitor of its first projections.
+
+        Under mixed precision the networks run in the lower one, distances and cosines in float32.
+        """
         z = [self.project(x) for x in inputs]
-        p = [self.predictor(z_view) for z_view in z]
-        t = [t_view.detach() for t_view in self.targets(inputs, z)]
+        p = [self.predictor(z_view).float() for z_view in z]
+        t = [t_view.detach().float() for t_view in self.targets(inputs, z)]
         image = Views(t[0], t[1], p[0], p[1])
         return {"loss": gsg_loss(image, self._reference(image, t, p), self.guide), "std": spread(z[0])}
 
@@ -111,25 +118,52 @@ class BYOL(SimSiam):
     """BYOL (Grill et al., 2020) with the paper's heads; targets come from a moving average of the encoder.
 
     `momentum` is the share of the old target weights kept at each update (appendix C: 0.99, constant).
+
+    `chosen_only` (ours; with a guide and fresh views): the targets of all four views come first and guide,
+    and the online network then sees only the two views of a pair that are predicted from: two forward and
+    backward passes instead of four. Each pass takes its BN statistics over the chosen views, first and second
+    ones mixed, where the paper's way takes them view by view; with BN frozen the gradients are the same.
     """
 
-    def __init__(self, *args: Any, momentum: float = 0.99, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, momentum: float = 0.99, chosen_only: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.momentum = momentum
+        if chosen_only and self.num_views != 4:
+            raise UserError("config: chosen_only chooses among fresh views; set a guide, and views='fresh'")
+        self.momentum, self.chosen_only = momentum, chosen_only
         self.target = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.projector))
         self.target.requires_grad_(False)
 
     @torch.no_grad()
-    def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Move the target network a step towards the online one, then project every view with it.
+    def start_step(self) -> None:
+        """Move the target network a step towards the online one; the training loop calls it before each step.
 
-        The online weights do not change within a step, so updating here equals updating after every
+        The online weights do not change until the step ends, so updating here equals updating after every
         optimiser step (PROTOCOLS 1.3). Parameters only: the target's BN keeps running statistics of its own.
         """
         online = [*self.backbone.parameters(), *self.projector.parameters()]
         for kept, new in zip(self.target.parameters(), online, strict=True):
             kept.lerp_(new, 1 - self.momentum)
+
+    @torch.no_grad()
+    def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+        """Return the projections (N, d) of every view by the target network."""
         return [self.target(x) for x in inputs]
+
+    def loss(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the loss as SimSiam does, or from the chosen views alone."""
+        if not self.chosen_only:
+            return super().loss(inputs)
+        t = [t_view.float() for t_view in self.targets(inputs)]
+        order = torch.randperm(len(t[0])).to(t[0].device)
+        images, references = (inputs[0], inputs[1]), (inputs[2][order], inputs[3][order])
+        image_t, reference_t = (t[0], t[1]), (t[2][order], t[3][order])
+        chosen = choose_views(image_t, reference_t, self.guide)
+        loss, std = torch.zeros((), device=order.device), []
+        for view, x, target in zip(chosen, (images, references), (image_t, reference_t), strict=True):
+            z = self.project(pick(view, x))
+            loss = loss + 0.5 * negative_cosine(self.predictor(z).float(), pick(1 - view, target)).mean()
+            std.append(spread(z))
+        return {"loss": loss, "std": std[0]}
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, METRICS, MODELS, OPTIMIZERS
 from mmengine.runner import Runner
 from timm.optim import Lars
 from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
+from common.engine import unwrapped
 
 OPTIMIZERS.register_module(name="LARS", module=Lars, force=True)
 
@@ -122,5 +123,4 @@ def digest(module: nn.Module) -> str:
 
 
 def _backbone(runner: Runner) -> nn.Module:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.backbone
+    return unwrapped(runner.model).backbone

@@ -6,20 +6,49 @@ make pretrain METHOD=simsiam_gsg PROFILE=demo
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.config import add_config_arguments, config_sha256, load_config
+from common.config import (
+    add_config_arguments,
+    add_scale_arguments,
+    config_sha256,
+    load_config,
+    scale_options,
+    share_batch,
+)
+from pretrain.data import label, use_folder
 from pretrain.export import export_backbone, is_exported
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 CONFIGS = Path(__file__).parent / "configs"
+
+
+def method_config(args: argparse.Namespace, name: str) -> "Config":
+    """Return the settings of `name`, a method or <method>-<ablation>, with the arguments' changes.
+
+    Raises UserError for an ablation that says nothing about the method.
+    """
+    method, _, ablation = name.partition("-")
+    path = CONFIGS / args.profile / f"{method}.py"
+    changes = load_config(CONFIGS / "ablation" / f"{ablation}.py", data=args.data).to_dict() if ablation else {}
+    if {"guide", "views"} & changes.get("model", {}).keys() and not method.endswith("_gsg"):
+        raise cli.UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")
+    config = load_config(path, data=args.data, options={**changes, **scale_options(args), **args.cfg_options})
+    if args.skip_corrupt:
+        config.train_dataloader.dataset.skip_corrupt = True
+    if args.data_root is not None:
+        use_folder(config, args.data_root)
+    return config
 
 
 def pretrain(args: argparse.Namespace, method: str) -> None:
     """Train one method, unless its export is there already, and export its online backbone."""
     name = cli.checkpoint_name(method, args.seed)
-    config = load_config(CONFIGS / args.profile / f"{method}.py", data=args.data, options=args.cfg_options)
-    sha = config_sha256(config, data=args.data)
+    config = method_config(args, method)
+    sha = config_sha256(config, data=args.data_root or args.data)
     path = args.checkpoints / args.profile / f"{name}.pth"
     if is_exported(path, config_sha256=sha, seed=args.seed):
         print(f"already done: {path}", flush=True)
@@ -31,30 +60,34 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     import pretrain.methods
     import pretrain.optim
     import pretrain.views  # noqa: F401  (these register what the configs name)
-    from common.engine import build_runner, set_run, train, with_config_mistakes_named
+    from common.engine import build_runner, set_run, train, unwrapped, with_config_mistakes_named
 
+    batch = config.train_dataloader.batch_size
+    shared = share_batch(config, args.launcher)
     if config.train_dataloader.batch_size < 2:
         raise cli.UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
+    if args.stop_on_collapse:
+        config.default_hooks.collapse.stop = True
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     runner = build_runner(config, settings=sha, resume=args.resume)
     loader = with_config_mistakes_named(lambda: runner.train_dataloader)
-    if len(loader) == 0:
-        images = len(loader.dataset)
-        batch = config.train_dataloader.batch_size
-        raise cli.UserError(f"the training set has {images} images, fewer than a batch of {batch} on each process")
-    train(runner)
-    model: Any = getattr(runner.model, "module", runner.model)
     if runner.rank == 0:
+        print(f"{name}: {shared}", flush=True)
+    if runner.max_iters == 0:
+        raise cli.UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+    train(runner)
+    if runner.rank == 0:
+        model: Any = unwrapped(runner.model)
         export_backbone(
             path,
             model.backbone,
             name=name,
             method=method,
             profile=args.profile,
-            arch=config.model.backbone.arch,
+            arch=config.model.backbone.name,
             epochs=runner.max_epochs,
             seed=args.seed,
-            dataset=config.train_dataloader.dataset.images["name"],
+            dataset=label(config.train_dataloader.dataset.images),
             config_sha256=sha,
         )
         print(f"exported the online backbone: {path}", flush=True)
@@ -64,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain every method that the arguments name, one after another."""
     parser = cli.parser("pretrain.train", "pretrain SimSiam or BYOL, with or without GSG, and export the backbone")
     add_config_arguments(parser)
+    add_scale_arguments(parser)
+    parser.add_argument("--data-root", type=Path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
+    parser.add_argument("--skip-corrupt", action="store_true", help="pass over corrupt images and count them")
+    parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")
     args = parser.parse_args(argv)
     cli.announce("pretrain.train", args, checkpoints=args.checkpoints, runs=args.runs)
     for method in args.method:

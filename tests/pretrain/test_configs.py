@@ -12,7 +12,7 @@ from torch import nn
 
 import pretrain.methods
 import pretrain.optim  # noqa: F401  (registers what the configs name)
-from common.config import load_config
+from common.config import load_config, share_batch
 from pretrain.train import CONFIGS
 from pretrain.views import build_augmentation
 
@@ -73,15 +73,12 @@ def test_cifar_backbone_is_the_variant_of_lightly():
 
 
 def optimizer_of(config, batch: int):
-    """Build the optimiser as the Runner would for `batch` images in all, with its scaling rule."""
+    """Build the optimiser as a run with `batch` images in all does."""
+    config.train_dataloader.batch_size = batch
+    share_batch(config, "none")
     model = nn.Module()
     model.backbone, model.predictor = nn.Conv2d(3, 4, 1), nn.Linear(4, 4)
-    wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    rule = config.get("auto_scale_lr")
-    if rule and rule.enable:
-        for group in wrapper.optimizer.param_groups:
-            group["lr"] *= batch / rule.base_batch_size
-    return wrapper
+    return build_optim_wrapper(model, config.optim_wrapper)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pretrain.gsg import Views, gsg_loss
 from pretrain.heads import predictor, projector
 from pretrain.methods import BYOL, SimSiam, derangement, spread
 
-SMALL = {"backbone": {"arch": "resnet18"}, "projector": {"layers": 2, "dim": 16}, "predictor": {"hidden_dim": 8}}
+SMALL = {"backbone": {"name": "resnet18"}, "projector": {"layers": 2, "dim": 16}, "predictor": {"hidden_dim": 8}}
 
 
 def shapes(module: nn.Sequential) -> list[str]:
@@ -111,7 +111,7 @@ def test_without_a_predictor_p_is_z():
     torch.testing.assert_close(model([x1, x2])["loss"], gsg_loss(Views(z1, z2, z1, z2), guide="none"))
 
 
-def test_byol_target_moves_by_one_percent_before_the_targets_are_drawn():
+def test_byol_target_moves_by_one_percent_a_step_and_not_in_a_forward_pass():
     torch.manual_seed(0)
     model = BYOL(**SMALL)
     with torch.no_grad():
@@ -119,13 +119,16 @@ def test_byol_target_moves_by_one_percent_before_the_targets_are_drawn():
             parameter.add_(1.0)
     before = [p.clone() for p in model.target.parameters()]
     buffers = copy.deepcopy(dict(model.backbone.named_buffers()))
-    model.targets(batch(2), [])
+    model.start_step()
     online = [*model.backbone.parameters(), *model.projector.parameters()]
     for old, new, source in zip(before, model.target.parameters(), online, strict=True):
         torch.testing.assert_close(new, 0.99 * old + 0.01 * source)
         assert not new.requires_grad
     for name, value in model.backbone.named_buffers():
         assert torch.equal(value, buffers[name])
+    moved = [p.clone() for p in model.target.parameters()]
+    model(batch(2))  # as often as a step has parts
+    assert all(torch.equal(old, new) for old, new in zip(moved, model.target.parameters(), strict=True))
 
 
 def test_byol_gives_the_target_no_gradient_and_uses_its_projections():
@@ -144,13 +147,12 @@ def test_byol_gives_the_target_no_gradient_and_uses_its_projections():
     order = torch.randperm(4)
     t = [model.target(x) for x in inputs]
     p = [model.predictor(model.project(x)) for x in inputs]
-    # The second forward moved nothing but the target, which t was drawn from after it.
     want = gsg_loss(Views(t[0], t[1], p[0], p[1]), Views(t[2], t[3], p[2], p[3]).at(order))
     torch.testing.assert_close(loss, want)
 
 
 def test_unknown_options_are_the_users_mistake():
-    for wrong in ({"guide": "nearst"}, {"views": "frseh"}, {"backbone": {"arch": "resnet19"}}):
+    for wrong in ({"guide": "nearst"}, {"views": "frseh"}, {"backbone": {"name": "resnet19"}}):
         with pytest.raises(UserError, match="unknown"):
             SimSiam(**{**SMALL, **wrong})
 

@@ -11,7 +11,7 @@ from pretrain.probe import AccuracyHistory, KeepFrozen, LinearProbe, TopK, diges
 
 def probe() -> LinearProbe:
     torch.manual_seed(0)
-    return LinearProbe({"arch": "resnet18"}, num_classes=6)
+    return LinearProbe({"name": "resnet18"}, num_classes=6)
 
 
 def test_training_changes_no_bit_of_the_backbone():
@@ -47,7 +47,7 @@ def test_a_changed_backbone_fails_the_run():
 
 
 def test_the_layer_starts_small_and_unbiased():
-    fc = LinearProbe({"arch": "resnet18"}, num_classes=500).fc
+    fc = LinearProbe({"name": "resnet18"}, num_classes=500).fc
     assert fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not fc.bias.any()
 

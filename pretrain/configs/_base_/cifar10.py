@@ -7,7 +7,7 @@ _base_ = ["./runtime.py", "../cifar10/knn.py"]
 
 model = dict(
     type="SimSiam",
-    backbone=dict(arch="resnet18_cifar"),
+    backbone=dict(name="resnet18_cifar"),
     projector=dict(layers=2, dim=2048, last_affine=True, last_bias=False),
     predictor=dict(hidden_dim=512),
     guide="none",
@@ -32,8 +32,10 @@ train_dataloader = dict(
         num_views=2,
     ),
 )
-# No constant rate for the predictor, no scaling with the batch (BYOL scales: byol.py).
+# No constant rate for the predictor, no scaling with the batch (BYOL scales, and the ablation of the batch).
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.06, momentum=0.9, weight_decay=5e-4))
+auto_scale_lr = dict(base_batch_size=128, enable=False)
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=200)
+default_hooks = dict(collapse=dict(type="CollapseMonitor"))
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]

@@ -7,7 +7,7 @@ _base_ = ["./runtime.py", "../imagenet/knn.py"]
 
 model = dict(
     type="SimSiam",
-    backbone=dict(arch="resnet50", zero_init_residual=True),
+    backbone=dict(name="resnet50", zero_init_residual=True),
     projector=dict(layers=3, dim=2048, last_affine=False, last_bias=True),
     predictor=dict(hidden_dim=512),
     guide="none",
@@ -42,4 +42,5 @@ auto_scale_lr = dict(base_batch_size=256, enable=True)
 param_scheduler = [dict(type="CosineButFixed", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=100)
 env_cfg = dict(cudnn_benchmark=True)
+default_hooks = dict(collapse=dict(type="CollapseMonitor"))
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation, interval=10)]

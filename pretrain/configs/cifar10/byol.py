@@ -3,4 +3,4 @@
 _base_ = "./simsiam.py"
 
 model = dict(type="BYOL", momentum=0.99)
-auto_scale_lr = dict(base_batch_size=128, enable=True)
+auto_scale_lr = dict(enable=True)

@@ -5,7 +5,7 @@ SGD, not LARS: LARS is there for the batch of 4,096 of the ImageNet protocol.
 
 _base_ = "../_base_/runtime.py"
 
-model = dict(type="LinearProbe", backbone=dict(arch="resnet18"), num_classes=10)
+model = dict(type="LinearProbe", backbone=dict(name="resnet18"), num_classes=10)
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,

@@ -7,7 +7,7 @@ _base_ = ["../_base_/runtime.py", "./knn.py"]
 
 model = dict(
     type="SimSiam",
-    backbone=dict(arch="resnet18", zero_init_residual=False),
+    backbone=dict(name="resnet18", zero_init_residual=False),
     projector=dict(layers=2, dim=512),
     predictor=dict(hidden_dim=128),
     guide="none",
@@ -30,6 +30,8 @@ train_dataloader = dict(
     ),
 )
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.03, momentum=0.9, weight_decay=5e-4))
+auto_scale_lr = dict(base_batch_size=64, enable=False)
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=2)
+default_hooks = dict(collapse=dict(type="CollapseMonitor"))
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]

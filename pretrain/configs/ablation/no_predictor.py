@@ -1,0 +1,3 @@
+"""Projections are their own predictions.  make pretrain METHOD=simsiam_gsg-no_predictor"""
+
+model = dict(predictor=None)

@@ -1,0 +1,3 @@
+"""A pair of views drawn at random learns.  make pretrain METHOD=simsiam_gsg-random"""
+
+model = dict(guide="random")
