@@ -8,54 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.cli import UserError
 from common.engine import Progress
-from pretrain import knn, linear, train
-
-ROOT = Path(train.__file__).parents[1]
-TINY = [
-    "train_dataloader.dataset.images.name=folder",
-    "train_cfg.max_epochs=2",
-    "train_dataloader.batch_size=4",
-    "model.backbone.name=test_resnet",
-    "model.projector.dim=16",
-    "model.predictor.hidden_dim=8",
-    "default_hooks.checkpoint.interval=3",  # an epoch
-    "default_hooks.progress.interval=1",
-    "custom_hooks=[]",
-]
-
-
-@pytest.fixture
-def space(tmp_path, monkeypatch):
-    """A working folder with a tiny ImageFolder as its data root."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for k, name in enumerate("ab"):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + np.uint8(100 * k)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def run_train(*extra: str, method: str = "simsiam", options: tuple[str, ...] = ()) -> None:
-    train.main(["--method", method, *extra, "--cfg-options", *TINY, *options])
-
-
-def log(space: Path, name: str = "simsiam") -> list[dict]:
-    path = space / "runs" / "demo" / "pretrain" / name / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from pretrain import knn, linear
+from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
 
 
 @pytest.mark.parametrize("method", ["simsiam", "simsiam_gsg", "byol", "byol_gsg"])
@@ -105,16 +66,6 @@ def test_a_seed_has_its_own_name_and_weights(space):
     zero, one = (load_checkpoint(space / "checkpoints" / "demo" / f"simsiam{s}.pth") for s in ("", "-seed1"))
     assert one.meta["seed"] == 1
     assert any(not torch.equal(value, one.state_dict[key]) for key, value in zero.state_dict.items())
-
-
-def weights_and_log(space: Path, method: str) -> tuple[dict, list[dict]]:
-    """What a run leaves: its exported tensors, and its log but for the speeds."""
-    lines = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
-    return load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict, lines
-
-
-def remove_export(space: Path) -> None:
-    shutil.rmtree(space / "checkpoints")
 
 
 # Six steps in two epochs. "step n" stops after step n, "epoch 1" between the epochs.

@@ -1,0 +1,156 @@
+"""Runs that end before their time: by a signal, by numbers that are none, by collapse."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from common.checkpoint import load_checkpoint
+from common.cli import Stopped, UserError
+from pretrain import methods
+from tests.pretrain.tiny import log, remove_export, run_train, start, weights_and_log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_saves_after_the_step_and_the_run_resumes_to_the_same_bits(space, monkeypatch, number):
+    run_train(method="byol_gsg")
+    weights, lines = weights_and_log(space, "byol_gsg")
+    remove_export(space)
+    original = methods.BYOL.loss
+    calls = []
+
+    def loss(self, inputs):
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(number)
+        return original(self, inputs)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(methods.BYOL, "loss", loss)
+        with pytest.raises(Stopped, match=f"stopped by {number.name} after step 5"):
+            run_train(method="byol_gsg")
+    assert signal.getsignal(number) == before
+    assert (space / "runs/demo/pretrain/byol_gsg/iter_5.pth").is_file()  # besides those of every third step
+    run_train("--resume", method="byol_gsg")
+    resumed, resumed_lines = weights_and_log(space, "byol_gsg")
+    assert all(torch.equal(value, resumed[key]) for key, value in weights.items())
+    assert lines == resumed_lines
+
+
+def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space):
+    """As Slurm does: the loader's workers get it too, and must outlive it until the step is done."""
+    options = ("train_cfg.max_epochs=400", "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True")
+    process = start(space=space, options=options, start_new_session=True)
+    run_dir = space / "runs/demo/pretrain/simsiam"
+    wait_for(lambda: (run_dir / "log.jsonl").is_file() and len(log(space)) > 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    last = errors.splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(r"stopped by SIGTERM after step \d+, which is saved; the same command with RESUME=1 .*", last)
+    assert "Traceback" not in errors
+    assert (run_dir / f"iter_{last.split()[5].strip(',')}.pth").is_file()
+
+
+def test_two_processes_agree_on_the_step_that_a_signal_stops_them_after(space):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    options = ("train_cfg.max_epochs=400",)
+    process = start("--launcher", "pytorch", space=space, options=options, prefix=torchrun)
+    wait_for(lambda: (space / "runs/demo/pretrain/simsiam/log.jsonl").is_file() and len(log(space)) > 5, process)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert errors.count("stopped by SIGTERM after step") == 2
+    steps = {line.split("after step ")[1].split(",")[0] for line in errors.splitlines() if "after step" in line}
+    assert len(steps) == 1
+    step = int(steps.pop())
+    state = torch.load(space / f"runs/demo/pretrain/simsiam/iter_{step}.pth", weights_only=True)
+    assert len(state["random_states"]) == 2
+    assert log(space)[-1]["step"] <= step
+
+
+def wait_for(condition, process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def break_at(monkeypatch, step: int, value: float) -> None:
+    """Make the loss `value` at this step."""
+    calls = []
+    original = methods.SimSiam.loss
+
+    def loss(self, inputs):
+        calls.append(1)
+        out = original(self, inputs)
+        return {**out, "loss": out["loss"] * value} if len(calls) == step else out
+
+    monkeypatch.setattr(methods.SimSiam, "loss", loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(space, monkeypatch, value):
+    break_at(monkeypatch, 5, value)
+    with pytest.raises(
+        UserError, match=r"the loss is .* at step 5; the last good checkpoint is .*iter_4\.pth"
+    ) as caught:
+        run_train(options=("default_hooks.checkpoint.interval=1",))
+    assert "\n" not in str(caught.value)
+    state = torch.load(space / "runs/demo/pretrain/simsiam/iter_4.pth", weights_only=True)
+    assert all(v.isfinite().all() for v in state["state_dict"].values())
+    assert not list((space / "runs/demo/pretrain/simsiam").glob("iter_5.pth"))
+    monkeypatch.undo()
+    monkeypatch.chdir(space)
+    run_train("--resume", options=("default_hooks.checkpoint.interval=1",))
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(space, monkeypatch):
+    """The step whose update overflows has a finite loss; its checkpoint would be the last."""
+    original = torch.optim.SGD.step
+    steps = []
+
+    def step(self, *args, **kwargs):
+        steps.append(1)
+        original(self, *args, **kwargs)
+        if len(steps) == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    with pytest.raises(UserError, match=r"no longer finite after step 4; the last good checkpoint is .*iter_3\.pth"):
+        run_train(options=("default_hooks.checkpoint.interval=1",))
+
+
+def test_no_checkpoint_yet_is_said(space, monkeypatch):
+    break_at(monkeypatch, 1, float("nan"))
+    with pytest.raises(UserError, match="no checkpoint was written yet"):
+        run_train()
+
+
+def test_a_collapse_is_reported_plainly_and_stops_the_run_when_asked(space, monkeypatch, capsys):
+    original = methods.spread
+    monkeypatch.setattr(methods, "spread", lambda z: original(z) * 0.01)
+    run_train()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("collapse")]
+    assert [line.split(" the std")[0] for line in said] == ["collapse: in epoch 1", "collapse: in epoch 2"]
+    assert "threshold 0.025, spread evenly 0.25" in said[0]  # d = 16
+    remove_export(space)
+    with pytest.raises(UserError, match=r"collapse: in epoch 1 .* --stop-on-collapse"):
+        run_train("--stop-on-collapse")
+    assert (space / "runs/demo/pretrain/simsiam/iter_3.pth").is_file()
+
+
+def test_a_healthy_run_reports_no_collapse_nor_does_one_that_recovers_within_the_epoch(space, monkeypatch, capsys):
+    original, calls = methods.spread, []
+    monkeypatch.setattr(
+        methods, "spread", lambda z: (calls.append(1), original(z) * (0.01 if len(calls) % 3 else 1))[1]
+    )
+    run_train("--stop-on-collapse")
+    assert "collapse:" not in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""Runs of a tiny network on the few images of the fixture `space`: 12 to train on, two classes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from common.checkpoint import load_checkpoint
+from pretrain import train
+
+ROOT = Path(train.__file__).parents[1]
+TINY = [
+    "train_dataloader.dataset.images.name=folder",
+    "train_cfg.max_epochs=2",
+    "train_dataloader.batch_size=4",
+    "model.backbone.name=test_resnet",
+    "model.projector.dim=16",
+    "model.predictor.hidden_dim=8",
+    "default_hooks.checkpoint.interval=3",  # an epoch
+    "default_hooks.progress.interval=1",
+    "custom_hooks=[]",
+]
+
+
+def run_train(*extra: str, method: str = "simsiam", options: tuple[str, ...] = ()) -> None:
+    train.main(["--method", method, *extra, "--cfg-options", *TINY, *options])
+
+
+def log(space: Path, name: str = "simsiam") -> list[dict]:
+    path = space / "runs" / "demo" / "pretrain" / name / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights_and_log(space: Path, method: str) -> tuple[dict, list[dict]]:
+    """What a run leaves: its exported tensors, and its log but for the speeds."""
+    lines = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
+    return load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict, lines
+
+
+def remove_export(space: Path) -> None:
+    shutil.rmtree(space / "checkpoints")
+
+
+def start(*extra: str, space: Path, options: tuple[str, ...] = (), prefix=(), **kwargs) -> subprocess.Popen:
+    """Start the training of SimSiam as a process of its own; `prefix` goes before `-m pretrain.train`."""
+    command = [sys.executable, *prefix, "-m", "pretrain.train", "--method", "simsiam", *extra]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += ["--cfg-options", *TINY, *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=space, env=environment, stdout=pipe, stderr=pipe, text=True, **kwargs)
