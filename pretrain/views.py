@@ -1,68 +1,19 @@
-"""The random views of an image: augmentations from a config list, and the data set that draws them."""
+"""The random views of images: the data sets that draw them, and the order of the draws."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import transforms
 
-from common.cli import UserError
-from common.data import IMAGENET_MEAN, IMAGENET_STD, LabelledImages, evaluation_transform
+from common.data import LabelledImages, evaluation_transform
+from pretrain.augmentation import build_augmentation
 from pretrain.data import open_images
-
-
-class GaussianBlur:
-    """PIL's Gaussian blur of a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
-
-    def __init__(self, radius: tuple[float, float] = (0.1, 2.0)) -> None:
-        self.radius = radius
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the blurred image."""
-        drawn = torch.empty(()).uniform_(*self.radius).item()
-        return image.filter(ImageFilter.GaussianBlur(drawn))
-
-    def __repr__(self) -> str:
-        return f"GaussianBlur(radius={self.radius})"
-
-
-AUGMENTATIONS: dict[str, Callable[..., Any]] = {
-    "RandomResizedCrop": transforms.RandomResizedCrop,
-    "RandomHorizontalFlip": transforms.RandomHorizontalFlip,
-    "ColorJitter": transforms.ColorJitter,
-    "RandomGrayscale": transforms.RandomGrayscale,
-    "RandomAffine": transforms.RandomAffine,
-    "RandomInvert": transforms.RandomInvert,
-    "GaussianBlur": GaussianBlur,
-}
-_OWN_PROBABILITY = ("RandomHorizontalFlip", "RandomGrayscale", "RandomInvert")
-
-
-def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image], Tensor]:
-    """Return the transform of a config's list of `dict(type=..., p=..., ...)`, in the given order.
-
-    `p` applies a step with that probability. Conversion to a tensor (3, H, W) float32 and ImageNet's
-    normalisation follow (B.1, B.2). Raises UserError for an unknown step or option.
-    """
-    built: list[Any] = []
-    for step in steps:
-        options = dict(step)
-        name = options.pop("type", None)
-        if name not in AUGMENTATIONS:
-            raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
-        p = None if name in _OWN_PROBABILITY else options.pop("p", None)
-        try:
-            transform = AUGMENTATIONS[name](**options)
-        except TypeError as error:
-            raise UserError(f"config: augmentation {name}: {error}") from None
-        built.append(transform if p is None else transforms.RandomApply([transform], p))
-    return transforms.Compose([*built, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
 class Draw(NamedTuple):
@@ -81,7 +32,12 @@ class MultiView(Dataset[dict[str, list[Tensor]]]):
     two workers draw the same ones.
     """
 
-    def __init__(self, images: dict[str, Any], augmentation: Sequence[dict[str, Any]], num_views: int = 2) -> None:
+    def __init__(
+        self,
+        images: dict[str, Any],
+        augmentation: Sequence[dict[str, Any]],
+        num_views: int = 2,
+    ) -> None:
         self.images: LabelledImages = open_images(**images)
         self.transform, self.num_views = build_augmentation(augmentation), num_views
 
@@ -89,9 +45,9 @@ class MultiView(Dataset[dict[str, list[Tensor]]]):
         return len(self.images.labels)
 
     def __getitem__(self, draw: Draw) -> dict[str, list[Tensor]]:
-        image = self.images.image(draw.place)
+        pixels = np.asarray(self.images.image(draw.place))  # once for all views
         with seeded(draw.seed):
-            return {"inputs": [self.transform(image) for _ in range(self.num_views)]}
+            return {"inputs": [self.transform(pixels) for _ in range(self.num_views)]}
 
 
 @DATASETS.register_module()

@@ -1,15 +1,15 @@
-"""Random views: augmentation lists, seeds, data order."""
+"""Random views: seeds, data order."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.cli import UserError
-from pretrain.views import Draw, EpochSampler, GaussianBlur, LabelledView, MultiView, build_augmentation, seeded
+from pretrain.views import Draw, EpochSampler, LabelledView, MultiView
 
 CROP = [dict(type="RandomResizedCrop", size=16, scale=(0.2, 1.0))]
 
@@ -81,34 +81,6 @@ def test_epochs_differ_in_order_and_seeds():
     assert not {d.seed for d in first} & {d.seed for d in second}
     sampler.set_epoch(0)
     assert list(sampler) == first
-
-
-def test_blur_is_pils_with_the_drawn_radius():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
-    with seeded(3):
-        got = GaussianBlur((0.1, 2.0))(image)
-    with seeded(3):
-        radius = torch.empty(()).uniform_(0.1, 2.0).item()
-    assert 0.1 <= radius <= 2.0
-    assert got.tobytes() == image.filter(ImageFilter.GaussianBlur(radius)).tobytes()
-
-
-def test_p_is_the_rate_of_a_step():
-    blur = build_augmentation([dict(type="GaussianBlur", radius=(5.0, 5.0), p=0.3)])
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    plain = build_augmentation([])(image)
-    with seeded(0):
-        applied = sum(not torch.equal(blur(image), plain) for _ in range(2000))
-    assert abs(applied - 600) < 82  # four standard deviations
-
-
-@pytest.mark.parametrize(
-    ("step", "named"),
-    [(dict(type="Sharpen"), "Sharpen"), (dict(type="GaussianBlur", sigma=1), "GaussianBlur"), (dict(p=1), "None")],
-)
-def test_a_wrong_step_is_named(step, named):
-    with pytest.raises(UserError, match=named):
-        build_augmentation([step])
 
 
 def test_labelled_views_are_random_with_augmentation_and_fixed_without(folder):
