@@ -29,6 +29,7 @@ from pretrain.augmentation import (
     build_augmentation,
     gaussian_blur,
 )
+from pretrain.bench_views import measure
 from pretrain.train import CONFIGS
 from pretrain.views import seeded
 
@@ -271,3 +272,8 @@ def test_a_wrong_step_is_named(step, named):
 
 def test_blur_says_its_radius():
     assert repr(GaussianBlur()) == "GaussianBlur(radius=(0.1, 2.0))"
+
+
+def test_bench_names_both_recipes_and_their_ratio():
+    found = measure(images=2, repeats=1)
+    assert found["ratio"] == found["ours"] / found["reference"] > 0
