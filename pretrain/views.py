@@ -1,5 +1,6 @@
 """The random views of images: the data sets that draw them, and the order of the draws."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from common.cli import UserError
 from common.data import LabelledImages, evaluation_transform
 from pretrain.augmentation import build_augmentation
 from pretrain.data import open_images
@@ -24,12 +27,15 @@ class Draw(NamedTuple):
 
 
 @DATASETS.register_module()
-class MultiView(Dataset[dict[str, list[Tensor]]]):
+class MultiView(Dataset[dict[str, Any]]):
     """Images without labels, each as `num_views` independent random views.
 
     `images`: arguments of `pretrain.data.open_images`; `augmentation`: see `build_augmentation`. What a
     visit draws depends on its seed alone, so a run gives the same views with any number of workers, and no
     two workers draw the same ones.
+
+    With `skip_corrupt`, a file that cannot be read is named on stderr and the next place takes its turn, with
+    the visit's own seed; "skipped" then counts the files that this visit passed over.
     """
 
     def __init__(
@@ -37,17 +43,34 @@ class MultiView(Dataset[dict[str, list[Tensor]]]):
         images: dict[str, Any],
         augmentation: Sequence[dict[str, Any]],
         num_views: int = 2,
+        skip_corrupt: bool = False,
     ) -> None:
         self.images: LabelledImages = open_images(**images)
         self.transform, self.num_views = build_augmentation(augmentation), num_views
+        self.skip_corrupt = skip_corrupt
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, draw: Draw) -> dict[str, list[Tensor]]:
-        pixels = np.asarray(self.images.image(draw.place))  # once for all views
-        with seeded(draw.seed):
-            return {"inputs": [self.transform(pixels) for _ in range(self.num_views)]}
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if self.skip_corrupt:
+            image, skipped = self._next_readable(draw.place)
+            return {"inputs": self._views(image, draw.seed), "skipped": skipped}
+        return {"inputs": self._views(self.images.image(draw.place), draw.seed)}
+
+    def _views(self, image: Image.Image, seed: int) -> list[Tensor]:
+        pixels = np.asarray(image)  # once for all views
+        with seeded(seed):
+            return [self.transform(pixels) for _ in range(self.num_views)]
+
+    def _next_readable(self, place: int) -> tuple[Image.Image, int]:
+        """Return the first image from `place` on that can be read, and how many could not."""
+        for skipped in range(len(self)):
+            try:
+                return self.images.image((place + skipped) % len(self)), skipped
+            except UserError as error:
+                print(f"skipping: {error}", file=sys.stderr, flush=True)
+        raise UserError(f"none of the {len(self)} images of {self.images.name} can be read; restore the data set")
 
 
 @DATASETS.register_module()
