@@ -133,7 +133,7 @@ class Runner(MMEngineRunner):
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> Any:
     """Return the model itself, without the wrapper that averages gradients over processes."""
     return model.module if is_model_wrapper(model) else model
 
@@ -347,7 +347,7 @@ class StopOnNaN(Hook):
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Raise UserError naming the step and the last checkpoint."""
-        loss = float((outputs or {}).get("loss", 0.0))
+        loss = torch.as_tensor((outputs or {}).get("loss", 0.0)).item()
         if not math.isfinite(loss):
             self._stop(runner, f"the loss is {loss} at step {runner.iter + 1}")
 

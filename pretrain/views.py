@@ -1,68 +1,22 @@
-"""The random views of an image: augmentations from a config list, and the data set that draws them."""
+"""The random views of images: the data sets that draw them, and the order of the draws."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import transforms
 
 from common.cli import UserError
-from common.data import IMAGENET_MEAN, IMAGENET_STD, LabelledImages, evaluation_transform
+from common.data import LabelledImages, evaluation_transform
+from pretrain.augmentation import build_augmentation
 from pretrain.data import open_images
-
-
-class GaussianBlur:
-    """PIL's Gaussian blur of a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
-
-    def __init__(self, radius: tuple[float, float] = (0.1, 2.0)) -> None:
-        self.radius = radius
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the blurred image."""
-        drawn = torch.empty(()).uniform_(*self.radius).item()
-        return image.filter(ImageFilter.GaussianBlur(drawn))
-
-    def __repr__(self) -> str:
-        return f"GaussianBlur(radius={self.radius})"
-
-
-AUGMENTATIONS: dict[str, Callable[..., Any]] = {
-    "RandomResizedCrop": transforms.RandomResizedCrop,
-    "RandomHorizontalFlip": transforms.RandomHorizontalFlip,
-    "ColorJitter": transforms.ColorJitter,
-    "RandomGrayscale": transforms.RandomGrayscale,
-    "RandomAffine": transforms.RandomAffine,
-    "RandomInvert": transforms.RandomInvert,
-    "GaussianBlur": GaussianBlur,
-}
-_OWN_PROBABILITY = ("RandomHorizontalFlip", "RandomGrayscale", "RandomInvert")
-
-
-def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image], Tensor]:
-    """Return the transform of a config's list of `dict(type=..., p=..., ...)`, in the given order.
-
-    `p` applies a step with that probability. Conversion to a tensor (3, H, W) float32 and ImageNet's
-    normalisation follow (B.1, B.2). Raises UserError for an unknown step or option.
-    """
-    built: list[Any] = []
-    for step in steps:
-        options = dict(step)
-        name = options.pop("type", None)
-        if name not in AUGMENTATIONS:
-            raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
-        p = None if name in _OWN_PROBABILITY else options.pop("p", None)
-        try:
-            transform = AUGMENTATIONS[name](**options)
-        except TypeError as error:
-            raise UserError(f"config: augmentation {name}: {error}") from None
-        built.append(transform if p is None else transforms.RandomApply([transform], p))
-    return transforms.Compose([*built, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
 class Draw(NamedTuple):
@@ -73,25 +27,50 @@ class Draw(NamedTuple):
 
 
 @DATASETS.register_module()
-class MultiView(Dataset[dict[str, list[Tensor]]]):
+class MultiView(Dataset[dict[str, Any]]):
     """Images without labels, each as `num_views` independent random views.
 
     `images`: arguments of `pretrain.data.open_images`; `augmentation`: see `build_augmentation`. What a
     visit draws depends on its seed alone, so a run gives the same views with any number of workers, and no
     two workers draw the same ones.
+
+    With `skip_corrupt`, a file that cannot be read is named on stderr and the next place takes its turn, with
+    the visit's own seed; "skipped" then counts the files that this visit passed over.
     """
 
-    def __init__(self, images: dict[str, Any], augmentation: Sequence[dict[str, Any]], num_views: int = 2) -> None:
+    def __init__(
+        self,
+        images: dict[str, Any],
+        augmentation: Sequence[dict[str, Any]],
+        num_views: int = 2,
+        skip_corrupt: bool = False,
+    ) -> None:
         self.images: LabelledImages = open_images(**images)
         self.transform, self.num_views = build_augmentation(augmentation), num_views
+        self.skip_corrupt = skip_corrupt
 
     def __len__(self) -> int:
         return len(self.images.labels)
 
-    def __getitem__(self, draw: Draw) -> dict[str, list[Tensor]]:
-        image = self.images.image(draw.place)
-        with seeded(draw.seed):
-            return {"inputs": [self.transform(image) for _ in range(self.num_views)]}
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if self.skip_corrupt:
+            image, skipped = self._next_readable(draw.place)
+            return {"inputs": self._views(image, draw.seed), "skipped": skipped}
+        return {"inputs": self._views(self.images.image(draw.place), draw.seed)}
+
+    def _views(self, image: Image.Image, seed: int) -> list[Tensor]:
+        pixels = np.asarray(image)  # once for all views
+        with seeded(seed):
+            return [self.transform(pixels) for _ in range(self.num_views)]
+
+    def _next_readable(self, place: int) -> tuple[Image.Image, int]:
+        """Return the first image from `place` on that can be read, and how many could not."""
+        for skipped in range(len(self)):
+            try:
+                return self.images.image((place + skipped) % len(self)), skipped
+            except UserError as error:
+                print(f"skipping: {error}", file=sys.stderr, flush=True)
+        raise UserError(f"none of the {len(self)} images of {self.images.name} can be read; restore the data set")
 
 
 @DATASETS.register_module()
@@ -110,7 +89,8 @@ class LabelledView(Dataset[dict[str, Any]]):
         resize: Any = None,
     ) -> None:
         self.images: LabelledImages = open_images(**images)
-        self.transform = build_augmentation(augmentation) if augmentation else evaluation_transform(size, resize=resize)
+        test_view = evaluation_transform(size, resize=resize, interpolation="bilinear")  # PROTOCOLS 3.2
+        self.transform = build_augmentation(augmentation) if augmentation else test_view
 
     def __len__(self) -> int:
         return len(self.images.labels)
@@ -137,14 +117,14 @@ class EpochSampler(Sampler[Draw]):
     """Every image once an epoch, in an order that the seed and the epoch fix, shared out over the ranks.
 
     The last images that do not give every rank the same number are left out, as the paper's
-    `drop_last=True` does with a batch. `skip` images are left out once, of the next epoch that is iterated:
-    those that a run saw before it was interrupted.
+    `drop_last=True` does with a batch. An iteration yields the images from `skip` to `stop` of the epoch;
+    `skip` counts once: those that a run saw before it was interrupted.
     """
 
     def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True) -> None:
         self.size, self.seed, self.shuffle, self.epoch = len(dataset), seed or 0, shuffle, 0  # type: ignore[arg-type]
         self.rank, self.world_size = get_dist_info()
-        self.skip = 0
+        self.skip, self.stop = 0, len(self)
 
     def __len__(self) -> int:
         return self.size // self.world_size
@@ -158,7 +138,7 @@ class EpochSampler(Sampler[Draw]):
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         mine = order[self.rank : len(self) * self.world_size : self.world_size]
         skip, self.skip = self.skip, 0
-        for index in mine[skip:].tolist():
+        for index in mine[skip : self.stop].tolist():
             yield Draw(index, _mix(self.seed, self.epoch, index))
 
 

@@ -13,8 +13,8 @@ from torch import nn
 import pretrain.methods
 import pretrain.optim  # noqa: F401  (registers what the configs name)
 from common.config import load_config, share_batch
+from pretrain.augmentation import build_augmentation
 from pretrain.train import CONFIGS
-from pretrain.views import build_augmentation
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
 PAPER = [(profile, method) for profile in ("imagenet", "cifar10") for method in METHODS]
@@ -142,7 +142,7 @@ def test_augmentations_in_the_stated_order_with_the_stated_parameters(method):
         flip,
     ]
     assert cifar == [dict(type="RandomResizedCrop", size=32, scale=(0.08, 1.0)), flip, jitter, grey]
-    crop = build_augmentation(imagenet).transforms[0]
+    crop = build_augmentation(imagenet).transforms[1]  # after the array
     assert (crop.ratio, crop.interpolation.value) == ((3 / 4, 4 / 3), "bilinear")
 
 

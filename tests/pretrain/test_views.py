@@ -1,15 +1,15 @@
-"""Random views: augmentation lists, seeds, data order."""
+"""Random views: seeds, data order, files that cannot be read."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.cli import UserError
-from pretrain.views import Draw, EpochSampler, GaussianBlur, LabelledView, MultiView, build_augmentation, seeded
+from pretrain.views import Draw, EpochSampler, LabelledView, MultiView
 
 CROP = [dict(type="RandomResizedCrop", size=16, scale=(0.2, 1.0))]
 
@@ -83,34 +83,6 @@ def test_epochs_differ_in_order_and_seeds():
     assert list(sampler) == first
 
 
-def test_blur_is_pils_with_the_drawn_radius():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
-    with seeded(3):
-        got = GaussianBlur((0.1, 2.0))(image)
-    with seeded(3):
-        radius = torch.empty(()).uniform_(0.1, 2.0).item()
-    assert 0.1 <= radius <= 2.0
-    assert got.tobytes() == image.filter(ImageFilter.GaussianBlur(radius)).tobytes()
-
-
-def test_p_is_the_rate_of_a_step():
-    blur = build_augmentation([dict(type="GaussianBlur", radius=(5.0, 5.0), p=0.3)])
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    plain = build_augmentation([])(image)
-    with seeded(0):
-        applied = sum(not torch.equal(blur(image), plain) for _ in range(2000))
-    assert abs(applied - 600) < 82  # four standard deviations
-
-
-@pytest.mark.parametrize(
-    ("step", "named"),
-    [(dict(type="Sharpen"), "Sharpen"), (dict(type="GaussianBlur", sigma=1), "GaussianBlur"), (dict(p=1), "None")],
-)
-def test_a_wrong_step_is_named(step, named):
-    with pytest.raises(UserError, match=named):
-        build_augmentation([step])
-
-
 def test_labelled_views_are_random_with_augmentation_and_fixed_without(folder):
     train = LabelledView(folder, CROP)
     test = LabelledView({**folder, "split": "test"}, size=16)
@@ -126,6 +98,38 @@ def test_a_truncated_image_is_named(folder, tmp_path):
     data = MultiView(folder, CROP)
     with pytest.raises(UserError, match=r"a/2\.png.*truncated or corrupt"):
         data[Draw(2, 0)]
+
+
+def test_files_that_cannot_be_read_are_skipped_counted_and_named(folder, tmp_path, capfd):
+    corrupt, missing = tmp_path / "train" / "a" / "2.png", tmp_path / "train" / "a" / "3.png"
+    data = MultiView(folder, CROP, skip_corrupt=True)
+    corrupt.write_bytes(corrupt.read_bytes()[:200])
+    missing.unlink()
+    visit, next_place = data[Draw(2, 7)], data[Draw(4, 7)]
+    assert (visit["skipped"], next_place["skipped"]) == (2, 0)
+    assert all(torch.equal(a, b) for a, b in zip(visit["inputs"], next_place["inputs"], strict=True))
+    named = capfd.readouterr().err.splitlines()
+    assert [line.split(" is ")[0] for line in named] == [f"skipping: image {path}" for path in (corrupt, missing)]
+    assert "skipped" not in MultiView(folder, CROP)[Draw(0, 7)]
+
+
+def test_skipping_goes_on_at_the_first_place_and_ends_when_nothing_can_be_read(folder, tmp_path):
+    data = MultiView(folder, CROP, skip_corrupt=True)
+    files = sorted((tmp_path / "train").rglob("*.png"))
+    for file in files[1:]:
+        file.write_bytes(b"")
+    assert data[Draw(11, 0)]["skipped"] == 1
+    assert data[Draw(1, 0)]["skipped"] == 11
+    files[0].unlink()
+    with pytest.raises(UserError, match=r"none of the 12 images of .*-train can be read"):
+        data[Draw(5, 0)]
+
+
+def test_a_loader_sums_what_its_workers_skipped(folder, tmp_path):
+    (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
+    data = MultiView(folder, CROP, skip_corrupt=True)
+    loader = DataLoader(data, 4, sampler=EpochSampler(data), num_workers=1)
+    assert sum(batch["skipped"].sum().item() for batch in loader) == 1
 
 
 def test_a_missing_folder_says_what_to_place_there(tmp_path):

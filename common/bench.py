@@ -1,0 +1,89 @@
+"""The performance table: every room's benchmarks in one run, printed and kept in reports/bench.json.
+
+make bench
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from common import cli
+from common.files import write_json
+
+ROOMS = ("pretrain.bench",)  # modules with an `entries` function behind `--json FILE`
+
+
+class Entry(TypedDict):
+    """One measurement: a ratio of medians within one run, its target, and the command that repeats it."""
+
+    id: str
+    what: str
+    value: float
+    target: float
+    better: str  # "lower" or "higher"
+    command: str
+
+
+def met(entry: Entry) -> bool:
+    """Tell whether the value reaches its target."""
+    lower, value, target = entry["better"] == "lower", entry["value"], entry["target"]
+    return value <= target if lower else value >= target
+
+
+def table(entries: Sequence[Entry]) -> str:
+    """Return the entries as aligned text: value, target, whether it is met, what was measured, and the command."""
+    rows = [("value", "target", "", "what", "command")]
+    for entry in entries:
+        sign = "<=" if entry["better"] == "lower" else ">="
+        verdict = "met" if met(entry) else "MISSED"
+        rows.append((f"{entry['value']:.3f}", f"{sign} {entry['target']:g}", verdict, entry["what"], entry["command"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    cells = [[cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def parse(module: str, description: str, ids: Sequence[str], argv: Sequence[str] | None) -> Any:
+    """Return the arguments of a room's benchmark: --only ID ... and --json FILE."""
+    parser = cli.Parser(module, description=description)
+    parser.add_argument("--only", nargs="+", type=cli.one_of("benchmark", ids), default=list(ids), metavar="ID")
+    parser.add_argument("--json", type=Path, help="write the entries to this file")
+    return parser.parse_args(argv)
+
+
+def report(entries: Sequence[Entry], path: Path | None) -> None:
+    """Print the table, and write the entries to `path`."""
+    print(table(entries), flush=True)
+    if path is not None:
+        write_json(path, list(entries))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every room's benchmarks, one process after another, and write the whole table."""
+    parser = cli.Parser("common.bench", description=__doc__)
+    parser.add_argument("--reports", default=Path("reports"), type=Path, help="where bench.json goes")
+    args = parser.parse_args(argv)
+    path = args.reports / "bench.json"
+    print(f"[common.bench] {', '.join(ROOMS)} -> {path.resolve()}; leave the machine alone meanwhile", flush=True)
+    entries: list[Entry] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for module in ROOMS:
+            part = Path(folder) / f"{module}.json"
+            done = subprocess.run([sys.executable, "-m", module, "--json", str(part)], check=False)
+            if done.returncode:
+                raise cli.UserError(f"{module} failed; what it printed says why")
+            entries += json.loads(part.read_text())
+            write_json(path, entries)  # what is measured is kept, whatever comes
+    if len(ROOMS) > 1:
+        print(table(entries), flush=True)
+    missed = [entry["id"] for entry in entries if not met(entry)]
+    print(
+        f"{len(entries)} measured, {len(missed)} missed their target{': ' if missed else ''}{', '.join(missed)}  {path}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,198 @@
+"""Augmentations from a config list: torchvision's random draws, OpenCV's arithmetic.
+
+An image between two steps is an array (H, W, 3) of uint8 in RGB. Each step draws its parameters as torchvision
+does, from torch's CPU generator alone, so a seed gives what torchvision's step of the same name would draw; the
+pixels differ from PIL's by a few levels at most (tests/pretrain/test_augmentation.py states how few). The
+paper's lists (appendix B.1, B.2) are in pretrain/configs/_base_.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.v2 import functional
+
+from common.cli import UserError
+from common.data import IMAGENET_MEAN, IMAGENET_STD
+
+# The loader's workers fill the cores already. mmengine's Runner sets this too; a plain DataLoader does not.
+cv2.setNumThreads(0)
+
+LEVELS = np.arange(256, dtype=np.uint8)
+
+
+class RandomResizedCrop(transforms.RandomResizedCrop):
+    """torchvision's, resized with antialiasing by torch's uint8 kernel, which computes what PIL's does."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return a random crop, resized to `size`."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        # The kernel is fast on an array of its own, and slow on a window of another.
+        crop = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
+        resized = functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
+        return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
+
+
+class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
+    """torchvision's: mirrored with probability `p`."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the image, or its mirror image."""
+        return cv2.flip(pixels, 1) if torch.rand(1) < self.p else pixels
+
+
+class RandomGrayscale(transforms.RandomGrayscale):
+    """torchvision's: without colour, still in three channels, with probability `p`."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the image, or its grey image."""
+        return _grey(pixels) if torch.rand(1) < self.p else pixels
+
+
+class RandomInvert(transforms.RandomInvert):
+    """torchvision's: the negative with probability `p`."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the image, or its negative."""
+        return 255 - pixels if torch.rand(1) < self.p else pixels
+
+
+class RandomAffine(transforms.RandomAffine):
+    """torchvision's, on a PIL image."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the image, turned, moved, scaled and sheared."""
+        return np.array(super().forward(Image.fromarray(pixels)))
+
+
+class ColorJitter(transforms.ColorJitter):
+    """torchvision's: brightness, contrast, saturation and hue in random order, in 8 bits after each."""
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the jittered image."""
+        order, *factors = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
+        for k in order.tolist():
+            if factors[k] is not None:
+                pixels = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)[k](pixels, factors[k])
+        return pixels
+
+
+class GaussianBlur:
+    """PIL's Gaussian blur of a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
+
+    def __init__(self, radius: tuple[float, float] = (0.1, 2.0)) -> None:
+        self.radius = radius
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the blurred image."""
+        return gaussian_blur(pixels, torch.empty(()).uniform_(*self.radius).item())
+
+    def __repr__(self) -> str:
+        return f"GaussianBlur(radius={self.radius})"
+
+
+class NormalizedTensor:
+    """torchvision's ToTensor and Normalize by `mean` and `std`, looked up by level: (3, H, W) float32."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        every_level = transforms.ToTensor()(np.tile(LEVELS[:, None, None], (1, 1, 3)))
+        self.tables = transforms.Normalize(mean, std)(every_level).numpy()  # (3, 256, 1)
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """Return the normalised tensor."""
+        planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+        for channel, table, plane in zip(cv2.split(pixels), self.tables, planes, strict=True):
+            cv2.LUT(channel, table, dst=plane)
+        return torch.from_numpy(planes)
+
+
+def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Scale the levels, as PIL's ImageEnhance.Brightness does."""
+    return cv2.LUT(pixels, _blend_levels(0, factor))
+
+
+def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Scale the levels' distance from the mean grey level, as PIL's ImageEnhance.Contrast does."""
+    mean: float = cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]  # type: ignore[index]
+    return cv2.LUT(pixels, _blend_levels(int(mean + 0.5), factor))
+
+
+def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Scale the levels' distance from the pixel's grey level, as PIL's ImageEnhance.Color does."""
+    # PIL cuts fractions off where OpenCV rounds. Not quite a half: an exact level must not round down.
+    return cv2.addWeighted(pixels, factor, _grey(pixels), 1 - factor, -0.498)
+
+
+def adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Turn the hue by `factor` of the circle, as torchvision does in PIL's HSV."""
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    # OpenCV divides the circle into 256 and rounds; PIL into 255 and cuts off, and OpenCV's way back reads 255.
+    turned = (np.arange(256) * 255 // 256 + int(factor * 255)) % 256
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), turned.astype(np.uint8)), hsv, 0)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
+    """Blur as PIL's GaussianBlur(radius): three box filters that have variance radius² in all.
+
+    A box of 2 * whole + 1 pixels has at each end one pixel more, of the weight that the variance leaves
+    over (Gwosdek et al. 2011, extended box filtering). Each pass gives 8 bits and repeats the border.
+    """
+    whole = int((math.sqrt(4 * radius**2 + 1) - 1) / 2)
+    end = (2 * whole + 1) * (radius**2 - whole * (whole + 1)) / (6 * (whole + 1) ** 2 - 2 * radius**2)
+    box = np.array([end, *[1.0] * (2 * whole + 1), end])
+    box /= box.sum()
+    for _ in range(3):
+        pixels = cv2.sepFilter2D(pixels, -1, box, box, borderType=cv2.BORDER_REPLICATE)
+    return pixels
+
+
+def _blend_levels(level: int, factor: float) -> np.ndarray:
+    """Return for each level x: level + factor * (x - level), in 8 bits as PIL's Image.blend cuts it."""
+    blended = level + np.float32(factor) * (LEVELS - np.float32(level))
+    return blended.clip(0, 255).astype(np.uint8)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {
+    "RandomResizedCrop": RandomResizedCrop,
+    "RandomHorizontalFlip": RandomHorizontalFlip,
+    "ColorJitter": ColorJitter,
+    "RandomGrayscale": RandomGrayscale,
+    "RandomAffine": RandomAffine,
+    "RandomInvert": RandomInvert,
+    "GaussianBlur": GaussianBlur,
+}
+_OWN_PROBABILITY = ("RandomHorizontalFlip", "RandomGrayscale", "RandomInvert")
+
+
+def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image | np.ndarray], Tensor]:
+    """Return the transform of a config's list of `dict(type=..., p=..., ...)`, in the given order.
+
+    `p` applies a step with that probability. Conversion to a tensor (3, H, W) float32 and ImageNet's
+    normalisation follow (B.1, B.2). Takes an image in RGB, or its array (H, W, 3) of uint8. Raises UserError
+    for an unknown step or option.
+    """
+    built: list[Any] = []
+    for step in steps:
+        options = dict(step)
+        name = options.pop("type", None)
+        if name not in AUGMENTATIONS:
+            raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
+        p = None if name in _OWN_PROBABILITY else options.pop("p", None)
+        try:
+            transform = AUGMENTATIONS[name](**options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config: augmentation {name}: {error}") from None
+        built.append(transform if p is None else transforms.RandomApply([transform], p))
+    return transforms.Compose([np.array, *built, NormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)])

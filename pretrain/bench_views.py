@@ -1,0 +1,102 @@
+"""Views a second of one worker: the authors' recipe on PIL images, and ours (`python -m pretrain.bench_views`).
+
+Both read the same JPEGs of 500x375 pixels, about ImageNet's mean size, decode each once and draw two views of it.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from PIL import Image, ImageFilter
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from common.data import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.views import EpochSampler, MultiView
+
+BATCH = 32
+CONFIG = Path(__file__).parent / "configs/imagenet/simsiam.py"
+
+
+def measure(images: int = 256, repeats: int = 5) -> dict[str, float]:
+    """Return the median views a second of `reference` and `ours` over `repeats` epochs each, and their `ratio`.
+
+    One worker each, epochs in turn, so that what else the machine does meets both.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder) / "train" / "photos", images)
+        loaders = {"reference": reference_loader(Path(folder)), "ours": our_loader(Path(folder))}
+        for loader in loaders.values():  # starts the workers
+            views_per_second(loader)
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(repeats):
+            for name, loader in loaders.items():
+                rates[name].append(views_per_second(loader))
+    medians = {name: statistics.median(rate) for name, rate in rates.items()}
+    return medians | {"ratio": medians["ours"] / medians["reference"]}
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Write `count` JPEGs, 500x375 in quality 95, each a crop of one of scikit-learn's two photographs."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640x427
+    for k in range(count):
+        photo, width = photos[k % len(photos)], int(rng.integers(400, 560))
+        height = width * 3 // 4
+        left, top = (int(rng.integers(0, room + 1)) for room in (photo.width - width, photo.height - height))
+        crop = photo.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        crop.save(folder / f"{k:05d}.jpg", quality=95)
+
+
+def reference_loader(root: Path) -> DataLoader:
+    """Return a loader of B.1 as SimSiam's and the authors' code writes it (`main_pretrain.py`, `gsg/loader.py`)."""
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))  # noqa: S311  (as they do)
+
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.2, 1.0)),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([blur], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    two_views: Callable[[Image.Image], list[Tensor]] = lambda image: [view(image), view(image)]  # noqa: E731
+    data = ImageFolder(str(root / "train"), two_views)
+    return DataLoader(data, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+def our_loader(root: Path) -> DataLoader:
+    """Return a loader of B.1 as the config of ImageNet states it."""
+    augmentation = Config.fromfile(CONFIG).train_dataloader.dataset.augmentation
+    data = MultiView(dict(name="folder", root=str(root), split="train"), augmentation)
+    return DataLoader(data, BATCH, sampler=EpochSampler(data), num_workers=1, persistent_workers=True)
+
+
+def views_per_second(loader: DataLoader) -> float:
+    """Return the rate of an epoch."""
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return 2 * len(loader.dataset) / (time.perf_counter() - start)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    found = measure()
+    print(
+        f"views a second with one worker: reference {found['reference']:.0f}, ours {found['ours']:.0f}, "
+        f"ratio {found['ratio']:.2f}"
+    )
