@@ -193,7 +193,8 @@ def _unpacking(archive: Path) -> Iterator[None]:
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have errors of their own
         if isinstance(error, OSError) and error.errno in cli.UNWRITABLE:
             raise UserError(f"cannot unpack {archive} ({error.strerror}); make room and try again") from None
-        raise UserError(f"{archive} cannot be unpacked ({error}); delete it and run the same command again") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{archive} cannot be unpacked ({reason}); delete it and run the same command again") from None
 
 
 def _unpack(archive: Path, into: Path, inner: str | None = None) -> None:
@@ -249,6 +250,8 @@ def _unpack_imagenet(data: Path) -> None:
 def _check_imagenet(name: str, data: Path) -> None:
     for split, count in IMAGENET_COUNTS.items():
         folder = data / name / split
+        if not folder.is_dir():
+            raise UserError(f"data set folder {folder} is missing")
         found = sum(1 for _ in folder.glob("*/*.JPEG")), sum(1 for _ in folder.glob("*/"))
         if found != (count, 1000):
             raise UserError(

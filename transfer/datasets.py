@@ -198,8 +198,8 @@ def read_split(path: Path) -> dict[str, list[str]]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--split-file {path} is missing; correct the path") from None
+    except OSError as error:
+        raise UserError(f"--split-file {path} cannot be read ({error.strerror}); correct the path") from None
     except ValueError as error:
         raise UserError(f"--split-file {path} is no JSON ({error}); correct it") from None
     lists: list[Any] = [content.get(part) for part in ("train", "test")] if isinstance(content, dict) else [None]

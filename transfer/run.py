@@ -91,6 +91,7 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
             "feature_dim": both.x.shape[1],
             "image_size": spec.size,
             "resize": spec.resize,
+            "splits": spec.splits,
             **split,
         },
         data_fingerprint=sha256_of_text(both.fingerprint, str(val.tolist()), test.fingerprint),

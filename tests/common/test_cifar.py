@@ -92,7 +92,7 @@ def test_a_python_2_pickle_as_the_official_files_are(tmp_path):
 
 class Evil:
     def __reduce__(self):
-        return os.mkdir, ("/tmp/evil-pickle",)
+        return os.mkdir, ("evil",)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,8 @@ class Evil:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_batch_that_does_not_fit_is_one_line(tmp_path, change, message):
+def test_a_batch_that_does_not_fit_is_one_line(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
     folder = python_version(tmp_path, 4, test_batch=change)
     with pytest.raises(UserError, match=message) as caught:
         cifar10(tmp_path, "test")
@@ -121,7 +122,7 @@ def test_a_batch_that_does_not_fit_is_one_line(tmp_path, change, message):
     assert line.startswith(f"data set file {folder / 'test_batch'} ")
     assert line.endswith(f"; move {folder} away and run `make data DATASET=cifar10 DATA={tmp_path}`")
     assert "\n" not in line
-    assert not os.path.exists("/tmp/evil-pickle")
+    assert os.listdir() == ["cifar-10-batches-py"]
 
 
 @pytest.mark.parametrize("names", [None, [], [1, 2], "abc"])

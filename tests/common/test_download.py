@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from common import cli, download, embedded
+from common.cifar import cifar10
 from common.cli import UserError
 from common.download import SOURCES, File, Source, fetch, provide
 
@@ -324,6 +326,29 @@ def test_what_differs_from_the_published_is_reported(tmp_path):
         UserError, match=f"^data set file {folder}/meta is missing; move {folder} away and run `make data"
     ):
         provide("cifar100", tmp_path)
+
+
+def test_cifar10_over_the_wire(server, tmp_path, monkeypatch):
+    """The real row of the table, address and checksum changed: half done, continued, unpacked, checked, read."""
+    from torchvision.datasets import CIFAR10
+
+    pixels = np.zeros((1, 3072), np.uint8)
+    members = {f"data_batch_{k}": {"data": pixels, "labels": [k]} for k in range(1, 6)}
+    members |= {"test_batch": {"data": pixels, "labels": [7]}, "batches.meta": {"label_names": list("abcdefghij")}}
+    content = tar({f"cifar-10-batches-py/{name}": pickle.dumps(member) for name, member in members.items()})
+    server.files["cifar-10-python.tar.gz"] = content
+    monkeypatch.setattr(CIFAR10, "url", f"{server.url}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    part = tmp_path / "downloads" / "cifar10" / "cifar-10-python.tar.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(content[:100])
+    # What differs from the published numbers is reported, by the command of the room that reads the set.
+    message = rf"^data set cifar10 has \(4, 1, 1\) images .*, not \(40000, 10000, 10000\): .*; move {tmp_path}.* away"
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            download.main(["--dataset", "cifar10", "--data", str(tmp_path)])
+    assert server.ranges == ["bytes=100-"]
+    assert cifar10(tmp_path, "train").labels.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_the_command_ends_with_one_line(tmp_path):

@@ -372,7 +372,7 @@ def test_a_split_of_the_user_s(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is missing; correct the path"),
+        (None, "cannot be read (No such file or directory); correct the path"),
         ("{", "is no JSON"),
         ("[]", 'is not {"train": [paths], "test": [paths]}; correct it'),
         ('{"train": ["a"]}', "is not {"),

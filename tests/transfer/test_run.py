@@ -159,7 +159,7 @@ def test_a_split_file_that_cannot_serve(house, tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(UserError, match=r"a\.json lists images of caltech101: use it with DATASET=caltech101 alone"):
         run.main(command(house, tmp_path, "--dataset", "digits", "--split-file", str(path)))
-    with pytest.raises(UserError, match=r"a\.json is missing"):
+    with pytest.raises(UserError, match=r"a\.json cannot be read"):
         run.main(
             command(house, tmp_path, "--dataset", "caltech101", "--profile", "imagenet", "--split-file", str(path))
         )
