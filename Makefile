@@ -60,8 +60,8 @@ lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away enviro
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
 	@$(PYTHON) -m common.demo --data "$(DATA)" $(ARGS)
 
-data: $(SETUP) ## write the embedded data of the demo under DATA
-	@$(PYTHON) -m common.embedded $(COMMON) $(ARGS)
+data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; none: the demo's own data
+	@$(PYTHON) -m common.download $(COMMON) --dataset "$(DATASET)" $(ARGS)
 
 pretrain: $(SETUP) ## pretrain METHOD and export checkpoints/PROFILE/METHOD.pth
 	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(RESUMED) $(RANKS) $(ARGS)

@@ -27,6 +27,7 @@ METRIC_NAMES = {
 DATASETS = {
     "aircraft": "Aircraft",
     "caltech101": "Caltech-101",
+    "caltech101-sst": "Caltech-101 (ssl-transfer's split)",
     "cars": "Cars",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",

@@ -1,18 +1,27 @@
-"""CIFAR-10 from its official files: transfer trains on it, and t-SNE shows its test set."""
+"""CIFAR-10 and CIFAR-100 from their official files: pretraining and transfer train on them, t-SNE shows a test set."""
 
 import hashlib
+import io
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from common.cli import UserError
+from common.cli import UserError, make_data
 from common.files import sha256_of_text
 
-FOLDER = "cifar-10-batches-py"
+PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, row by row
+# What a pickle of arrays and plain Python types names: today's numpy, and the one that wrote the official files.
+_PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+}
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,161 @@ class ArrayImages:
         return Image.fromarray(self.pixels[index])
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """The official "python version": files of pickled batches with their sizes in bytes, and the names' file."""
+
+    name: str
+    folder: str
+    train: dict[str, int]
+    test: dict[str, int]
+    labels: str
+    meta: str
+    classes: str
+
+
+_CIFAR10 = _Layout(
+    "cifar10",
+    "cifar-10-batches-py",
+    train={
+        "data_batch_1": 31035704,
+        "data_batch_2": 31035320,
+        "data_batch_3": 31035999,
+        "data_batch_4": 31035696,
+        "data_batch_5": 31035623,
+    },
+    test={"test_batch": 31035526},
+    labels="labels",
+    meta="batches.meta",
+    classes="label_names",
+)
+_CIFAR100 = _Layout(
+    "cifar100",
+    "cifar-100-python",
+    train={"train": 155249918},
+    test={"test": 31049908},
+    labels="fine_labels",
+    meta="meta",
+    classes="fine_label_names",
+)
+CIFAR10_BINARY = "cifar-10-batches-bin"
+
+
 def cifar10(data: Path, split: str) -> ArrayImages:
-    """Return the 50,000 images of "train" or the 10,000 of "test", read from `<data>/cifar-10-batches-py`.
+    """Return the 50,000 images of "train" or the 10,000 of "test" of CIFAR-10.
 
-    torchvision checks the MD5 of every batch. Raises UserError naming the folder when it is not whole.
+    Read from `<data>/cifar-10-batches-py` (the official "python version") or, without it, from
+    `<data>/cifar-10-batches-bin` (the "binary version"). Files of the same form with other images are read as
+    well; one of exactly the official size must have the official MD5. Raises UserError naming the file that is
+    missing or does not fit. Nothing but arrays and plain types is unpickled.
     """
-    from torchvision.datasets import CIFAR10
+    if not (data / _CIFAR10.folder).is_dir() and (data / CIFAR10_BINARY).is_dir():
+        return _read_binary(data, split)
+    return _read_python(_CIFAR10, data, split)
 
+
+def cifar100(data: Path, split: str) -> ArrayImages:
+    """Return the 50,000 images of "train" or the 10,000 of "test" of CIFAR-100 with its 100 fine labels.
+
+    Read from `<data>/cifar-100-python`; otherwise as `cifar10`.
+    """
+    return _read_python(_CIFAR100, data, split)
+
+
+def _read_python(layout: _Layout, data: Path, split: str) -> ArrayImages:
+    folder = data / layout.folder
+    remedy = make_data(layout.name, data, folder)
+    if not folder.is_dir():
+        raise UserError(f"data set folder {folder} is missing; {remedy}")
+    meta = folder / layout.meta
+    classes = _unpickle(meta, _content(meta, remedy), remedy).get(layout.classes)
+    if not isinstance(classes, list) or not classes or not all(isinstance(word, str) for word in classes):
+        raise UserError(f"data set file {meta} holds no list '{layout.classes}' of class names; {remedy}")
+    pixels, labels = [], []
+    for name, size in (layout.train if split == "train" else layout.test).items():
+        path = folder / name
+        content = _content(path, remedy)
+        if len(content) == size:
+            _check_md5(layout, path, content, remedy)
+        batch = _unpickle(path, content, remedy)
+        x, y = batch.get("data"), batch.get(layout.labels)
+        if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape != (len(x) or 1, PIXELS):
+            raise UserError(f"data set file {path} holds no array 'data' of N x {PIXELS} bytes; {remedy}")
+        pixels.append(x)
+        labels.append(_labels(y, len(x), len(classes), path, remedy))
+    return _images(f"{layout.name}-{split}", pixels, labels, classes)
+
+
+def _read_binary(data: Path, split: str) -> ArrayImages:
+    """Read records of one byte of label and 3,072 of pixels."""
+    folder = data / CIFAR10_BINARY
+    remedy = make_data("cifar10", data, folder)
+    meta = folder / "batches.meta.txt"
+    classes = _content(meta, remedy).decode("utf-8", "replace").split()
+    if not classes:
+        raise UserError(f"data set file {meta} holds no class names; {remedy}")
+    pixels, labels = [], []
+    for name in _CIFAR10.train if split == "train" else _CIFAR10.test:
+        path = folder / f"{name}.bin"
+        content = np.frombuffer(_content(path, remedy), np.uint8)
+        if len(content) == 0 or len(content) % (1 + PIXELS):
+            raise UserError(
+                f"data set file {path} of {len(content)} bytes holds no whole records of {1 + PIXELS}; {remedy}"
+            )
+        records = content.reshape(-1, 1 + PIXELS)
+        pixels.append(records[:, 1:])
+        labels.append(_labels(records[:, 0], len(records), len(classes), path, remedy))
+    return _images(f"cifar10-{split}", pixels, labels, classes)
+
+
+def _images(name: str, pixels: list[np.ndarray], labels: list[np.ndarray], classes: list[str]) -> ArrayImages:
+    planes = np.concatenate(pixels).reshape(-1, 3, 32, 32)
+    return ArrayImages(name, np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.concatenate(labels), classes)
+
+
+def _labels(values: Any, count: int, classes: int, path: Path, remedy: str) -> np.ndarray:
     try:
-        source = CIFAR10(str(data), train=split == "train", download=False)
-    except RuntimeError:
-        raise UserError(
-            f"data set folder {data / FOLDER} is missing or incomplete; "
-            "place the extracted cifar-10-python.tar.gz there (data_batch_1 ... data_batch_5, test_batch, batches.meta)"
-        ) from None
-    return ArrayImages(f"cifar10-{split}", source.data, np.asarray(source.targets, dtype=np.int64), source.classes)
+        labels = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        labels = np.empty(0)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"data set file {path} has not one label of 0 ... {classes - 1} an image; {remedy}")
+    return labels.astype(np.int64)
+
+
+def _content(path: Path, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"data set file {path} is missing; {remedy}") from None
+
+
+def _check_md5(layout: _Layout, path: Path, content: bytes, remedy: str) -> None:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[layout.name]
+    official = dict(source.train_list + source.test_list)[path.name]
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != official:
+        raise UserError(f"data set file {path} is damaged: its MD5 is {found}, not {official}; {remedy}")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays and plain types; anything else that a pickle asks for, and might run, is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _unpickle(path: Path, content: bytes, remedy: str) -> dict[str, Any]:
+    try:
+        # Python 2 wrote the official files: its byte strings become text.
+        result = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # a pickle of wrong bytes may raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"data set file {path} is no pickle of arrays ({reason}); {remedy}") from None
+    if not isinstance(result, dict):
+        raise UserError(f"data set file {path} holds no dictionary; {remedy}")
+    return result

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ ABLATIONS = (
     *("batch64", "batch128", "batch256", "batch512", "batch1024"),
 )
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # no fault of the code's
 
 
 class UserError(Exception):
@@ -138,6 +140,13 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     ]
 
 
+def make_data(name: str, data: Path, folder: Path | None = None) -> str:
+    """Return the remedy for a data set that is missing, or there in `folder` but incomplete: the end of an error."""
+    where = "" if data == Path("data") else f" DATA={shlex.quote(str(data))}"
+    first = f"move {folder} away and " if folder is not None and folder.is_dir() else ""
+    return f"{first}run `make data DATASET={name}{where}`"
+
+
 def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
     """Print the command's first line: module, profile and resolved paths."""
     shown = {"data": args.data, "results": args.results, **paths}
@@ -145,25 +154,27 @@ def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
     print(f"[{module}] profile={args.profile}  seed={args.seed}  {where}", flush=True)
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
+def run(
+    main: Callable[[], Any], *, interrupted: str = "the same command with RESUME=1 (--resume) continues"
+) -> NoReturn:
     """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 128 + n after signal n.
 
-    Any other exception is a fault of ours and keeps its traceback.
+    `interrupted` says how to go on after a signal. Any other exception is a fault of ours and keeps its traceback.
     """
     try:
         main()
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command with RESUME=1 (--resume) continues", file=sys.stderr)
+        print(f"\ninterrupted; {interrupted}", file=sys.stderr)
         # Worker threads may still hold locks of half-closed libraries: leave without their finalisers.
         sys.stdout.flush()
         os._exit(INTERRUPTED)
     except Stopped as stopped:
-        print(f"{stopped}; the same command with RESUME=1 (--resume) continues", file=sys.stderr, flush=True)
+        print(f"{stopped}; {interrupted}", file=sys.stderr, flush=True)
         os._exit(128 + stopped.signal)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in UNWRITABLE:
             raise
         _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
     sys.exit(0)

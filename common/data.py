@@ -86,7 +86,11 @@ class Transformed(Dataset[tuple[Any, int]]):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return the image in RGB. Raises UserError naming the file when it is missing or corrupt."""
+    """Return the image in RGB, grayscale, palette, CMYK and transparent ones too.
+
+    Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it.
+    Raises UserError naming the file when it is missing or corrupt.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")

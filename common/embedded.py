@@ -9,7 +9,6 @@ same bytes.
 
 import json
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,6 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from common import cli
 from common.data import ImageFiles, image_folder
 from common.files import write_json
 
@@ -281,15 +279,3 @@ def _write_ade20k(root: Path, scenes: dict[str, list[Scene]]) -> None:
             name = f"ADE_{short}_{number:08d}"
             _save_jpeg(scene, root / "images" / split / f"{name}.jpg")
             Image.fromarray(scene.classes + 1).save(root / "annotations" / split / f"{name}.png")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the embedded data under --data, unless it is there."""
-    parser = cli.parser("common.embedded", "write the embedded data of the demo")
-    args = parser.parse_args(argv)
-    cli.announce("common.embedded", args)
-    print(f"embedded data: {ensure_embedded(args.data)}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -81,10 +81,14 @@ class RecordKey:
     seed: int
     variant: str | None = None
 
+    @property
+    def stem(self) -> str:
+        """The data set and, where there is one, the variant."""
+        return self.dataset if self.variant is None else f"{self.dataset}-{self.variant}"
+
     def path(self, root: Path) -> Path:
         """Return the record's file under the results folder `root`."""
-        stem = self.dataset if self.variant is None else f"{self.dataset}-{self.variant}"
-        return root / self.profile / self.task / self.model / f"{stem}-seed{self.seed}.json"
+        return root / self.profile / self.task / self.model / f"{self.stem}-seed{self.seed}.json"
 
 
 @dataclass

@@ -217,7 +217,7 @@ def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
              partial(memory_ratio, shape, SHARED, SIMSIAM)),
             ("byol_selected_step_ratio", "BYOL+GSG step, chosen views only / four forward passes", 0.70, "lower",
              partial(step_ratio, shape, CHOSEN, BYOL)),
-            ("loop_overhead_percent", "step of our training loop over a bare PyTorch loop's, percent more", 3.0, "lower",
+            ("loop_overhead_percent", "a step of our loop over a bare PyTorch loop's, percent more", 3.0, "lower",
              partial(loop_overhead, shape, steps)),
         ):  # fmt: skip
             found[name + mark] = (f"{what} ({shape.said})", target, better, run)

@@ -218,7 +218,9 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(target):
     assert '--name "theirs"' in commands(target, NAME="theirs")[0]
 
 
-def test_the_data_set_reaches_transfer():
+def test_the_data_set_reaches_transfer_and_download():
+    assert commands("data", DATASET="dtd", DATA="/d")[0].endswith('--data "/d" --dataset "dtd"')
+    assert commands("data")[0].endswith('--dataset ""')
     assert '--dataset "dtd"' in commands("transfer", DATASET="dtd")[0]
     assert "--dataset all" in commands("transfer-all")[0]
 

@@ -6,12 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from common import cli
 from common.cli import Subject, UserError
-from common.files import sha256_of_text
+from common.files import sha256_of_file, sha256_of_text, write_json
 from common.records import RecordKey, Run, start_run
-from transfer.datasets import DATASETS, known, load
+from transfer.datasets import DATASETS, Recognition, known, load, read_split, suite
 from transfer.sweep import SETTINGS, WEIGHT_DECAYS, Part, check_labels, sweep
 
 MODULE = "transfer.run"
@@ -21,8 +22,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line. Raises UserError, after trying all, naming the runs that failed."""
     parser = cli.parser(MODULE, __doc__ or "", reads_checkpoint=True)
     parser.add_argument("--dataset", default="all", help="one or several data sets of the profile, or all")
+    parser.add_argument(
+        "--split-file", type=Path, help="JSON lists of caltech101's train and test images, to use instead"
+    )
     args = parser.parse_args(argv)
     names = _dataset_list(args.dataset, args.profile)
+    if args.split_file is not None:
+        _check_split_file(args.split_file, names)
     cli.announce(MODULE, args, runs=args.runs)
     subjects = cli.subjects(args)
     _run_all({f"{s.name} on {name}": partial(evaluate, s, name, args) for s in subjects for name in names})
@@ -31,8 +37,10 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(subject: Subject, dataset: str, args: argparse.Namespace) -> None:
     """Leave the record of one checkpoint on one data set, unless it is there."""
     spec = DATASETS[dataset]
-    key = RecordKey(args.profile, "recognition", subject.name, dataset, args.seed)
-    config = sha256_of_text(SETTINGS, spec.settings)
+    split = [] if args.split_file is None else [sha256_of_file(args.split_file)]
+    variant = f"split-{split[0][:8]}" if split else None  # never mistaken for, nor tabled with, our own split
+    key = RecordKey(args.profile, "recognition", subject.name, dataset, args.seed, variant)
+    config = sha256_of_text(SETTINGS, spec.settings, *split)
     run = start_run(key, subject, config_sha256=config, results=args.results)
     if run is not None:
         _evaluate(run, subject, args)
@@ -45,7 +53,7 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
     from common.features import extract_features, pick_device
 
     spec = DATASETS[run.key.dataset]
-    found = load(run.key.dataset, args.data)
+    found = load(run.key.dataset, args.data, args.split_file)
     train, val, classes = found.train, found.val, found.both.classes
     labels = found.both.labels
     check_labels(classes, train=labels[train], val=labels[val], both=labels, test=found.test.labels)
@@ -64,6 +72,7 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
         Part(test.x, test.y),
         spec.metric,
     )
+    split = _write_split(found, args.results / "splits" / f"{run.key.stem}.json") if spec.drawn else {}
     path = run.finish(
         args.results,
         metrics={spec.metric: outcome.test},
@@ -82,6 +91,8 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
             "feature_dim": both.x.shape[1],
             "image_size": spec.size,
             "resize": spec.resize,
+            "splits": spec.splits,
+            **split,
         },
         data_fingerprint=sha256_of_text(both.fingerprint, str(val.tolist()), test.fingerprint),
         device=str(pick_device()),
@@ -93,8 +104,24 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
     )
 
 
+def _write_split(found: Recognition, path: Path) -> dict[str, str]:
+    """Write the lists beside the records, for others to use by --split-file; return the protocol's word on them."""
+    from common.data import ImageFiles
+
+    parts = {"train": found.both, "test": found.test}
+    lists = {part: list(images.paths) for part, images in parts.items() if isinstance(images, ImageFiles)}
+    write_json(path, lists)
+    return {"split_file": f"splits/{path.name}", "split_sha256": sha256_of_file(path)}
+
+
+def _check_split_file(path: Path, names: list[str]) -> None:
+    if names != ["caltech101"]:
+        raise UserError(f"--split-file {path} lists images of caltech101: use it with DATASET=caltech101 alone")
+    read_split(path)
+
+
 def _dataset_list(text: str, profile: str) -> list[str]:
-    words = known(profile) if text == "all" else text.replace(",", " ").split()
+    words = suite(profile) if text == "all" else text.replace(",", " ").split()
     check = cli.one_of("DATASET", (*known(profile), "all"))
     return [check(word) for word in words] or [check("")]
 

@@ -239,3 +239,10 @@ def test_the_first_line_holds_module_profile_and_resolved_paths(capsys, tmp_path
 
 def test_exit_code_of_an_interrupt_is_the_shell_s():
     assert 128 + signal.SIGINT == cli.INTERRUPTED
+
+
+def test_the_remedy_for_a_data_set_is_a_command_to_copy(tmp_path):
+    assert cli.make_data("dtd", Path("data")) == "run `make data DATASET=dtd`"
+    assert cli.make_data("dtd", Path("/my data")) == "run `make data DATASET=dtd DATA='/my data'`"
+    assert cli.make_data("dtd", Path("data"), tmp_path / "dtd") == "run `make data DATASET=dtd`"
+    assert cli.make_data("dtd", Path("data"), tmp_path) == f"move {tmp_path} away and run `make data DATASET=dtd`"

@@ -198,3 +198,13 @@ def test_without_resize_the_image_keeps_its_scale():
 def test_transformed_gives_each_image_with_its_index(folder):
     data = Transformed(read(folder), lambda image: image.size)
     assert [data[k] for k in range(len(data))] == [((10, 8), 0), ((9, 8), 1), ((8, 8), 2), ((11, 8), 3)]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_rotation_that_exif_asks_for_is_ignored(tmp_path, orientation):
+    """As torchvision's loader does: the pixels are those in the file."""
+    image, tags = noise(7, 5), Image.Exif()
+    tags[0x0112] = orientation
+    image.save(tmp_path / "image.png", exif=tags)
+    assert Image.open(tmp_path / "image.png").getexif()[0x0112] == orientation
+    assert read_image(tmp_path / "image.png").tobytes() == image.tobytes()

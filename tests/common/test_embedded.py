@@ -294,11 +294,3 @@ def test_the_readers_of_digits(root, tmp_path, monkeypatch):
         assert images.image(0).size == (32, 32)
     with pytest.raises(UserError, match="delete data/demo"):
         digits(tmp_path, "validation")
-
-
-def test_the_command_says_where_the_data_lies(tmp_path, few, capsys):
-    embedded.main(["--data", str(tmp_path)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("[common.embedded] profile=demo")
-    assert str(tmp_path.resolve()) in lines[0]
-    assert lines[1] == f"embedded data: {tmp_path / 'demo'}"

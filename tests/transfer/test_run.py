@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.cli import UserError
 from common.data import ImageFiles
+from common.files import sha256_of_file
+from common.records import read_records
 from transfer import run
 from transfer.datasets import DATASETS, Recognition, Spec, fifth
 
@@ -39,7 +42,7 @@ def small(monkeypatch):
         both = some(embedded.digits(data, "train"), 120)
         return Recognition(both, fifth(len(both.labels)), some(embedded.digits(data, "test"), 60))
 
-    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", 32, None, None, ("demo",)))
+    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", size=32, resize=None, profiles=("demo",)))
 
 
 def command(house, results, *more):
@@ -86,7 +89,9 @@ def test_one_failure_leaves_the_others_records(house, small, tmp_path, monkeypat
 def test_user_errors(house, tmp_path):
     with pytest.raises(UserError, match=r"unknown DATASET 'dtdd'; known: digits, scenes, all"):
         run.main(command(house, tmp_path, "--dataset", "dtdd"))
-    with pytest.raises(UserError, match=r"unknown DATASET 'digits'; known: cifar10, voc2007, all"):
+    with pytest.raises(
+        UserError, match=r"unknown DATASET 'digits'; known: aircraft, caltech101, caltech101-sst, .*, all"
+    ):
         run.main(command(house, tmp_path, "--dataset", "digits", "--profile", "imagenet"))
     with pytest.raises(UserError, match=r"simsiam\.pth is missing; make it with `make pretrain"):
         run.main(command(house, tmp_path, "--dataset", "digits", "--method", "simsiam"))
@@ -101,7 +106,7 @@ def test_a_class_missing_from_test_is_named(house, small, tmp_path, monkeypatch)
         test = ImageFiles("t", test.root, [test.paths[k] for k in kept], test.labels[kept], test.classes)
         return Recognition(found.both, found.val, test)
 
-    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", 32, None, None, ("demo",)))
+    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", size=32, resize=None, profiles=("demo",)))
     missing = sorted(embedded.CLASSES)[4]
     with pytest.raises(UserError, match=f"test set has no image of {missing}"):
         run.main(command(house, tmp_path, "--dataset", "digits"))
@@ -110,3 +115,51 @@ def test_a_class_missing_from_test_is_named(house, small, tmp_path, monkeypatch)
 def test_the_command_starts_without_torch():
     code = "import sys, transfer.run; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.fixture
+def caltech(tiny, tmp_path, monkeypatch):
+    """Let the demo know the tiny Caltech-101, in a place of its own."""
+    copy = tiny("caltech101")
+    monkeypatch.setitem(
+        DATASETS,
+        "caltech101",
+        replace(DATASETS["caltech101"], size=32, resize=32, profiles=("demo",), sizes=copy.sizes),
+    )
+    return ["--dataset", "caltech101", "--data", str(tmp_path)]
+
+
+def test_a_drawn_split_is_written_beside_the_records_and_can_be_used_again(house, caltech, tmp_path, capsys):
+    results = tmp_path / "results"
+    run.main(command(house, results, *caltech))
+    written = results / "splits/caltech101.json"
+    lists = json.loads(written.read_text())
+    assert (len(lists["train"]), len(lists["test"])) == (9, 9)
+    record = json.loads((results / "demo/recognition/byol/caltech101-seed0.json").read_text())
+    assert record["protocol"]["split_file"] == "splits/caltech101.json"
+    assert record["protocol"]["split_sha256"] == sha256_of_file(written)
+    assert [r["dataset"] for r in read_records(results, "demo")] == ["caltech101"]  # the lists are no record
+
+    lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
+    for number, path in enumerate((tmp_path / "a.json", tmp_path / "b.json")):
+        path.write_text(json.dumps(lists, indent=number))
+        run.main(command(house, results, *caltech, "--split-file", str(path)))
+        assert "already done" not in capsys.readouterr().out
+        run.main(command(house, results, *caltech, "--split-file", str(path)))
+        assert "already done" in capsys.readouterr().out
+        variant = f"split-{sha256_of_file(path)[:8]}"
+        assert json.loads((results / f"splits/caltech101-{variant}.json").read_text()) == lists
+        record = json.loads((results / f"demo/recognition/byol/caltech101-{variant}-seed0.json").read_text())
+        assert record["protocol"]["variant"] == variant
+    run.main(command(house, results, *caltech))
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_split_file_that_cannot_serve(house, tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"a\.json lists images of caltech101: use it with DATASET=caltech101 alone"):
+        run.main(command(house, tmp_path, "--dataset", "digits", "--split-file", str(path)))
+    with pytest.raises(UserError, match=r"a\.json cannot be read"):
+        run.main(
+            command(house, tmp_path, "--dataset", "caltech101", "--profile", "imagenet", "--split-file", str(path))
+        )

@@ -1,0 +1,77 @@
+"""From the official archives to the readers: every data set that can be downloaded, as a tiny copy of itself."""
+
+import shutil
+
+import pytest
+
+from common import download
+from common.download import SOURCES, provide
+from transfer.datasets import load
+
+# What lies in each official archive, relative to the data root, and the folder that the archive is packed from.
+MEMBERS = {
+    "fgvc-aircraft-2013b.tar.gz": (".", "fgvc-aircraft-2013b"),
+    "101_ObjectCategories.tar.gz": ("caltech101", "101_ObjectCategories"),
+    "cifar-10-python.tar.gz": (".", "cifar-10-batches-py"),
+    "cifar-100-python.tar.gz": (".", "cifar-100-python"),
+    "dtd-r1.0.1.tar.gz": ("dtd", "dtd"),
+    "102flowers.tgz": ("flowers-102", "jpg"),
+    "food-101.tar.gz": (".", "food-101"),
+    "images.tar.gz": ("oxford-iiit-pet", "images"),
+    "annotations.tar.gz": ("oxford-iiit-pet", "annotations"),
+    "SUN397.tar.gz": (".", "SUN397"),
+    "VOCtrainval_06-Nov-2007.tar": (".", "VOCdevkit"),
+    "VOCtest_06-Nov-2007.tar": (".", "VOCdevkit"),
+}
+PARTITIONS = ("Training_01.txt", "Testing_01.txt")
+
+
+def pack(archive, base, member):
+    """Make `archive`, whose suffix says how, of a folder."""
+    kind = {".tgz": "gztar", ".gz": "gztar", ".tar": "tar", ".zip": "zip"}[archive.suffix]
+    made = shutil.make_archive(str(archive.parent / "made"), kind, base, member)
+    shutil.move(made, archive)
+
+
+def put(archive, data):
+    """Make the official file `archive` of what the copy under `data` holds."""
+    if archive.name == "caltech-101.zip":
+        inner = archive.parent / "caltech-101"
+        inner.mkdir()
+        put(inner / "101_ObjectCategories.tar.gz", data)
+        pack(archive, archive.parent, "caltech-101")
+        shutil.rmtree(inner)
+    elif archive.name == "Partitions.zip":
+        lists = archive.parent / "lists"
+        lists.mkdir()
+        for name in PARTITIONS:
+            (data / "SUN397" / name).rename(lists / name)
+        pack(archive, lists, ".")
+        shutil.rmtree(lists)
+    elif archive.suffix == ".mat":
+        shutil.copy(data / "flowers-102" / archive.name, archive)
+    else:
+        base, member = MEMBERS[archive.name]
+        pack(archive, data / base, member)
+
+
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.files is not None])
+def test_the_official_archives_become_what_is_read(name, tiny, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    copy = tiny(name)
+    found = load(name, tmp_path)
+    folder = tmp_path / SOURCES[name].folder
+    place = tmp_path / "downloads" / name
+    place.mkdir(parents=True)
+    files = SOURCES[name].files(datasets)
+    for file in sorted(files, key=lambda file: not file.url.endswith("Partitions.zip")):  # which the other one lacks
+        put(place / file.url.rpartition("/")[2], tmp_path)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(download, "_verify", lambda *args: None)
+    monkeypatch.setattr(download, "_check_by_transfer", load)
+    provide(name, tmp_path)
+    again = load(name, tmp_path)
+    assert (again.both.fingerprint, again.test.fingerprint) == (found.both.fingerprint, found.test.fingerprint)
+    assert len(again.test.labels) == copy.sizes[2]
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith(".")) == []
