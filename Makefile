@@ -6,6 +6,7 @@ SEED     ?= 0
 GPUS     ?= 0
 LAUNCHER ?= none
 DATA     ?= data
+NODES    ?= 1
 ARGS     ?=
 
 VENV        ?= .venv
@@ -23,12 +24,15 @@ METHODS = --method "$(METHOD)"
 RESUMED = $(if $(RESUME),--resume)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
 
-# Trainers may run on several processes: torchrun on this machine, or srun's tasks.
+# Trainers may run on several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS counts those
+# of one machine; without a GPU they are CPU processes.
+EACH = $(or $(filter-out 0,$(GPUS)),1)
 ifeq ($(LAUNCHER),slurm)
-  TRAIN  = srun $(PYTHON) -m
+  TRAIN  = srun --kill-on-bad-exit=1 --nodes=$(NODES) --ntasks-per-node=$(EACH) $(SRUN_ARGS) $(PYTHON) -m
   RANKS  = --launcher slurm
-else ifneq ($(filter-out 0 1,$(GPUS))$(filter torchrun,$(LAUNCHER)),)
-  TRAIN  = $(PYTHON) -m torch.distributed.run --standalone --nproc_per_node $(or $(filter-out 0,$(GPUS)),1) -m
+else ifneq ($(filter-out 0 1,$(GPUS))$(filter-out 1,$(NODES))$(filter torchrun,$(LAUNCHER)),)
+  RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(or $(HEAD),$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
+  TRAIN  = $(PYTHON) -m common.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
   RANKS  = --launcher pytorch
 else
   TRAIN  = $(PYTHON) -m
@@ -39,7 +43,9 @@ help: ## list every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z0-9-]*:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
-	@echo "  GPUS=0|1|8...  LAUNCHER=none|torchrun|slurm  RESUME=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
+	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
+	@echo "  DATASET=dtd  RESUME=1  CHECKPOINT=path NAME=label  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
@@ -99,6 +105,9 @@ figures: $(SETUP) ## segmentation figure: image, ground truth, each method's pre
 report: $(SETUP) ## one static page of tables, figures, curves and provenance
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
 
+bench: $(SETUP) ## what GSG, the loop and the views cost, as ratios: one table, and reports/bench.json
+	@$(PYTHON) -m common.bench $(ARGS)
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
@@ -113,4 +122,4 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k tables tsne figures report test test-all clean
+	segmentation-ade20k tables tsne figures report bench test test-all clean

@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +160,11 @@ def run(
 ) -> NoReturn:
     """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 128 + n after signal n.
 
-    `interrupted` says how to go on after a signal. Any other exception is a fault of ours and keeps its traceback.
+    Of several processes, the first alone speaks. `interrupted` says how to go on after a signal. Any other
+    exception is a fault of ours and keeps its traceback.
     """
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
         main()
     except UserError as error:
@@ -171,7 +175,8 @@ def run(
         sys.stdout.flush()
         os._exit(INTERRUPTED)
     except Stopped as stopped:
-        print(f"{stopped}; {interrupted}", file=sys.stderr, flush=True)
+        if rank() == 0:
+            print(f"{stopped}; {interrupted}", file=sys.stderr, flush=True)
         os._exit(128 + stopped.signal)
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -180,7 +185,14 @@ def run(
     sys.exit(0)
 
 
+def rank() -> int:
+    """Return this process's number among those that torchrun or Slurm started, from 0."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def _fail(message: str) -> NoReturn:
+    if rank() > 0:
+        time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
     # A DataLoader worker re-raises with its traceback as the text; the user's line is the last one.
     line = message.strip().splitlines()[-1].removeprefix("common.cli.UserError: ")
     print(f"error: {line}", file=sys.stderr)

@@ -281,7 +281,6 @@ _PARTITIONS = (
     "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
     "29a205c0a0129d21f36cbecfefe81881",
 )
-_VOC2007 = ("2007", "2007-test")  # trainval and test
 
 # `tv` is torchvision.datasets, whose classes publish addresses and checksums.
 SOURCES: dict[str, Source] = {

@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[Path, str], LabelledImages]] = {
 def open_images(name: str, root: str, split: str) -> LabelledImages:
     """Return the labelled images of `split` ("train" or "test") of a data set.
 
-    `digits`: embedded. `cifar10`: the official `cifar-10-batches-py` under the root. `imagenet`:
+    `digits`: embedded. `cifar10`: the official `cifar-10-batches-py` or `-bin` under the root. `imagenet`:
     `<root>/imagenet/{train,val}` with a folder a class. `folder`: any ImageFolder, `<root>/{train,val}`.
     Raises UserError naming what is missing and what to place there.
     """

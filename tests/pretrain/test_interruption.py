@@ -57,20 +57,30 @@ def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space):
 
 
 def test_two_processes_agree_on_the_step_that_a_signal_stops_them_after(space):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    torchrun = ("-m", "common.launch", "--standalone", "--nproc_per_node", "2")
     options = ("train_cfg.max_epochs=400",)
     process = start("--launcher", "pytorch", space=space, options=options, prefix=torchrun)
     wait_for(lambda: (space / "runs/demo/pretrain/simsiam/log.jsonl").is_file() and len(log(space)) > 5, process)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on
     _, errors = process.communicate(timeout=90)
-    assert process.returncode != 0
-    assert errors.count("stopped by SIGTERM after step") == 2
-    steps = {line.split("after step ")[1].split(",")[0] for line in errors.splitlines() if "after step" in line}
-    assert len(steps) == 1
-    step = int(steps.pop())
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if "stopped by SIGTERM after step" in line]
+    step = int(line.split("after step ")[1].split(",")[0])
     state = torch.load(space / f"runs/demo/pretrain/simsiam/iter_{step}.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     assert log(space)[-1]["step"] <= step
+
+
+def test_a_mistake_is_one_line_however_many_processes_make_it(space):
+    launch = ("-m", "common.launch", "--standalone", "--nproc_per_node", "2")
+    process = start("--launcher", "pytorch", space=space, options=("model.giude=nearest",), prefix=launch)
+    said, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert [line for line in errors.splitlines() if "rror" in line] == [
+        "error: config: BaseModel has no option 'giude'; correct its name"
+    ]
+    assert said.count("[pretrain.train]") == 1
 
 
 def wait_for(condition, process) -> None:

@@ -171,7 +171,7 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     arguments += [*TINY[1:-1], "default_hooks.checkpoint.interval=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if launcher == "pytorch":
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        torchrun = ["-m", "common.launch", "--standalone", "--nproc_per_node", "2"]
         done = [subprocess.run([sys.executable, *torchrun, "ranks.py", *arguments], cwd=space, env=environment)]
     else:
         environment |= dict(SLURM_NTASKS="2", SLURM_NNODES="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
