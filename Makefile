@@ -28,7 +28,7 @@ SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOIN
 # of one machine; without a GPU they are CPU processes.
 EACH = $(or $(filter-out 0,$(GPUS)),1)
 ifeq ($(LAUNCHER),slurm)
-  TRAIN  = srun --kill-on-bad-exit=1 --nodes=$(NODES) --ntasks-per-node=$(EACH) $(SRUN_ARGS) $(PYTHON) -m
+  TRAIN  = srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(SRUN_ARGS) $(PYTHON) -m
   RANKS  = --launcher slurm
 else ifneq ($(filter-out 0 1,$(GPUS))$(filter-out 1,$(NODES))$(filter torchrun,$(LAUNCHER)),)
   RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(or $(HEAD),$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
