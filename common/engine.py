@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -26,6 +27,7 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
@@ -86,6 +88,15 @@ class Runner(MMEngineRunner):
         if self.distributed and not torch.cuda.is_available() and not is_distributed():
             _start_gloo(self.launcher)
         super().setup_env(env_cfg)
+
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build as mmengine does, with workers that leave it to the main process to stop."""
+        if isinstance(dataloader, dict) and not torch.cuda.is_available():
+            dataloader = {**dataloader, "pin_memory": False}  # torch would warn of it
+        loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
+        loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        return loader
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Wrap as mmengine does; on CPUs without SyncBN, which is for GPUs alone.
@@ -290,8 +301,19 @@ class RandomState(Hook):
             torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal
+
+
+def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
+    """Prepare a loader's worker, and let it outlive the signals that all processes get: the step needs its batch."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if prepare is not None:
+        prepare(worker)
+
+
 class StopOnSignal(Hook):
-    """On SIGTERM, or on SIGUSR1 (Slurm's `--signal`), save after the step and leave, so that the run can resume.
+    """On a signal to stop, save after the step and leave, so that the run can resume; at a second Ctrl-C, at once.
 
     Several processes agree on the step every `interval` steps.
     """
@@ -306,10 +328,12 @@ class StopOnSignal(Hook):
     def before_train(self, runner: MMEngineRunner) -> None:
         """Take over the signals, where Python lets us: in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            raise KeyboardInterrupt
         self._received = number
 
     def after_train_iter(

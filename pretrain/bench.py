@@ -130,7 +130,7 @@ class StepTimes(Hook):
         self.ends.append(time.perf_counter())
 
 
-def loop_overhead(shape: Shape, steps: int, repeats: int = 3) -> float:
+def loop_overhead(shape: Shape, steps: int, repeats: int = REPEATS) -> float:
     """Return by how many percent a step of our training loop takes longer than that of a bare PyTorch loop.
 
     The same model, images, views, optimiser and schedule in both; ours with its logs, checks and hooks (the
@@ -206,7 +206,7 @@ def measure_all(only: Sequence[str]) -> list[Entry]:
 def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
     """Return id -> what is measured, target, which is better, and the measurement."""
     found: dict[str, tuple[str, float, str, Callable[[], float]]] = {}
-    for shape, steps in ((DEMO, 20), (CIFAR, 6)):
+    for shape, steps in ((DEMO, 8), (CIFAR, 5)):
         mark = "" if shape is CIFAR else f"_{shape.profile}"  # the plain ids are of the larger shape
         for name, what, target, better, run in (
             ("gsg_fresh_step_ratio", "GSG step, fresh views / SimSiam step", 2.05, "lower",

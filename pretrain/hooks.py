@@ -1,6 +1,7 @@
 """What a pretraining run does besides its steps: the kNN monitor and the check on collapse."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from common.cli import UserError
 from common.data import Transformed
-from common.engine import unwrapped
+from common.engine import start_worker, unwrapped
 from common.features import Features
 from pretrain.data import open_images
 from pretrain.knn import evaluation_view, knn_accuracy
@@ -49,8 +50,9 @@ class KnnMonitor(Hook):
     def _features(self, backbone: torch.nn.Module, images: Any, runner: Runner) -> Features:
         """Return the features of this process's share of the images."""
         share = range(runner.rank, len(images.labels), runner.world_size)
+        workers = self.evaluation["workers"]
         view = Transformed(images, evaluation_view(self.evaluation))
-        loader = DataLoader(Subset(view, share), 256, num_workers=self.evaluation["workers"])
+        loader = DataLoader(Subset(view, share), 256, num_workers=workers, worker_init_fn=partial(start_worker, None))
         device = next(backbone.parameters()).device
         training = backbone.training
         backbone.eval()

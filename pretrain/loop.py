@@ -1,6 +1,5 @@
 """The training loop: mmengine's epochs, resumable at any step, each step in as many parts as memory asks for."""
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +33,6 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self.steps = self._images // self._batch if self.dataloader.drop_last else -(-self._images // self._batch)
         self._max_iters = self._max_epochs * self.steps
         self.dataloader.generator = torch.Generator().manual_seed(runner.seed)
-        self.dataloader.worker_init_fn = ignore_stop_signals
         self._skipped = 0
 
     def run_epoch(self) -> None:
@@ -82,9 +80,3 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
             if self.runner.rank == 0:
                 print(f"epoch {self._epoch + 1}: {int(count)} corrupt images skipped", flush=True)
         self._skipped = 0
-
-
-def ignore_stop_signals(worker: int) -> None:
-    """Let a loader's worker outlive the signals that a scheduler sends to every process, as the step needs it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

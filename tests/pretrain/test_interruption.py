@@ -14,7 +14,7 @@ from pretrain import methods
 from tests.pretrain.tiny import log, remove_export, run_train, start, weights_and_log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_saves_after_the_step_and_the_run_resumes_to_the_same_bits(space, monkeypatch, number):
     run_train(method="byol_gsg")
     weights, lines = weights_and_log(space, "byol_gsg")
@@ -41,17 +41,20 @@ def test_a_signal_saves_after_the_step_and_the_run_resumes_to_the_same_bits(spac
     assert lines == resumed_lines
 
 
-def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space):
-    """As Slurm does: the loader's workers get it too, and must outlive it until the step is done."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space, number):
+    """As Ctrl-C and Slurm do: the loader's workers get it too, and must outlive it until the step is done."""
     options = ("train_cfg.max_epochs=400", "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True")
     process = start(space=space, options=options, start_new_session=True)
     run_dir = space / "runs/demo/pretrain/simsiam"
     wait_for(lambda: (run_dir / "log.jsonl").is_file() and len(log(space)) > 2, process)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     last = errors.splitlines()[-1]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert re.fullmatch(r"stopped by SIGTERM after step \d+, which is saved; the same command with RESUME=1 .*", last)
+    assert process.returncode == 128 + number
+    assert re.fullmatch(
+        rf"stopped by {number.name} after step \d+, which is saved; the same command with RESUME=1 .*", last
+    )
     assert "Traceback" not in errors
     assert (run_dir / f"iter_{last.split()[5].strip(',')}.pth").is_file()
 
@@ -70,6 +73,20 @@ def test_two_processes_agree_on_the_step_that_a_signal_stops_them_after(space):
     state = torch.load(space / f"runs/demo/pretrain/simsiam/iter_{step}.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     assert log(space)[-1]["step"] <= step
+
+
+def test_a_second_ctrl_c_stops_at_once(space, monkeypatch):
+    original = methods.SimSiam.loss
+
+    def loss(self, inputs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return original(self, inputs)
+
+    monkeypatch.setattr(methods.SimSiam, "loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        run_train()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_mistake_is_one_line_however_many_processes_make_it(space):

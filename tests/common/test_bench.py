@@ -1,0 +1,61 @@
+"""The performance table: targets, both directions, and a run of several rooms."""
+
+import json
+import sys
+
+import pytest
+
+from common import bench
+from common.bench import Entry, met, table
+from common.cli import UserError
+
+
+def entry(value, target=1.05, better="lower", name="a_ratio") -> Entry:
+    return Entry(id=name, what="ours / theirs", value=value, target=target, better=better, command="python -m x")
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "expected"),
+    [(1.05, "lower", True), (1.06, "lower", False), (1.05, "higher", True), (1.04, "higher", False)],
+)
+def test_a_target_is_met_in_its_direction(value, better, expected):
+    assert met(entry(value, better=better)) == expected
+
+
+def test_the_table_shows_value_target_verdict_and_command():
+    lines = table([entry(1.0), entry(1.2), entry(2.0, 1.5, "higher")]).splitlines()
+    assert [line.split()[:4] for line in lines[1:]] == [
+        ["1.000", "<=", "1.05", "met"],
+        ["1.200", "<=", "1.05", "MISSED"],
+        ["2.000", ">=", "1.5", "met"],
+    ]
+    assert all(line.endswith("python -m x") for line in lines[1:])
+
+
+ROOM = """
+import json, sys
+entries = [dict(id="{name}", what="w", value={value}, target=1.0, better="lower", command="c")]
+open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(entries))
+"""
+
+
+def test_every_room_is_measured_and_one_that_fails_loses_nothing(tmp_path, monkeypatch, capsys):
+    for name, value in (("one", 0.5), ("two", 1.5)):
+        (tmp_path / f"{name}.py").write_text(ROOM.format(name=name, value=value))
+    (tmp_path / "three.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)  # where `python -m` finds them
+    assert sys.executable
+    monkeypatch.setattr(bench, "ROOMS", ("one", "two"))
+    bench.main([])
+    assert [e["id"] for e in json.loads((tmp_path / "reports/bench.json").read_text())] == ["one", "two"]
+    assert "2 measured, 1 missed their target: two" in capsys.readouterr().out
+    monkeypatch.setattr(bench, "ROOMS", ("two", "three"))
+    with pytest.raises(UserError, match="three failed"):
+        bench.main([])
+    assert [e["id"] for e in json.loads((tmp_path / "reports/bench.json").read_text())] == ["two"]
+
+
+def test_only_known_benchmarks_are_measured():
+    assert bench.parse("x", "d", ["a", "b"], ["--only", "b"]).only == ["b"]
+    with pytest.raises(UserError, match="unknown benchmark 'c'; known: a, b"):
+        bench.parse("x", "d", ["a", "b"], ["--only", "c"])
