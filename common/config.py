@@ -175,6 +175,8 @@ def mistake_in(error: Exception) -> str | None:
     if isinstance(error, TypeError) and text == "None is not a callable object":
         # What mmengine's optimiser constructor says of a name that it does not find.
         return "config: optim_wrapper.optimizer is of an unknown `type`; correct it"
+    if "No working C++ compiler" in text:
+        return "torch.compile finds no working C++ compiler; install g++, or leave --compile out"
     if isinstance(error, KeyError) and "is not in the" in text:
         return f"config: {text.strip(chr(34))}".split(". Please")[0] + "; correct the `type`"
     return None

@@ -217,7 +217,7 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
     """Return `action()`; an exception that a wrong config entry caused becomes a UserError naming it."""
     try:
         return action()
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, RuntimeError) as error:
         mistake = mistake_in(error)
         if mistake is None:
             raise
@@ -315,13 +315,12 @@ def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
 class StopOnSignal(Hook):
     """On a signal to stop, save after the step and leave, so that the run can resume; at a second Ctrl-C, at once.
 
-    Several processes agree on the step every `interval` steps.
+    A signal to one of several processes stops all of them after the same step.
     """
 
     priority = "LOWEST"  # after the log's line and the schedulers of the step
 
-    def __init__(self, interval: int = 10) -> None:
-        self.interval = interval
+    def __init__(self) -> None:
         self._received = 0
         self._previous: dict[int, Any] = {}
 
@@ -340,15 +339,11 @@ class StopOnSignal(Hook):
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Save and raise Stopped if a signal came."""
-        step = runner.iter + 1
-        received = self._received
-        if runner.world_size > 1:
-            if step % self.interval:
-                return
-            agreed = torch.tensor(received)
-            all_reduce(agreed, "max")
-            received = int(agreed)
+        agreed = torch.tensor(self._received)
+        all_reduce(agreed, "max")
+        received = int(agreed)
         if received:
+            step = runner.iter + 1
             name = f"iter_{step}.pth"
             if not (Path(runner.work_dir) / name).exists():
                 runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
@@ -406,6 +401,7 @@ class Progress(Hook):
         """Open the bar and cut the log back to the step where training starts."""
         self._images = images_a_step(runner)
         self._path = Path(runner.work_dir) / LOG
+        self._lengths = _lengths(runner)
         if runner.rank == 0:
             truncate_log(self._path, runner.iter, runner.epoch)
             self._bar = tqdm(
@@ -433,7 +429,9 @@ class Progress(Hook):
         """Write the epoch's line and show it."""
         if self._bar is None or isinstance(runner.train_loop, IterBasedTrainLoop):
             return
-        scalars = {**_scalars(runner, "train/"), **_scalars(runner, "val/")}
+        before, self._lengths = self._lengths, _lengths(runner)
+        news = {key for key, length in self._lengths.items() if length > before.get(key, 0)}
+        scalars = {**_scalars(runner, "train/"), **{k: v for k, v in _scalars(runner, "val/").items() if k in news}}
         self._write(runner, step=runner.iter, epoch=runner.epoch + 1, **scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items() if key in _SHOWN)
         self._bar.write(f"epoch {runner.epoch + 1}/{runner.max_epochs}  {shown}", file=sys.stdout)
@@ -487,6 +485,12 @@ def images_a_step(runner: MMEngineRunner) -> int:
     """Return how many images all processes together take a step."""
     config = runner.cfg
     return config.train_dataloader.batch_size * config.train_cfg.get("accumulate", 1) * runner.world_size
+
+
+def _lengths(runner: MMEngineRunner) -> dict[str, int]:
+    """Return how often each scalar under `val/` was logged: one that is not measured every epoch is not repeated."""
+    found = runner.message_hub.log_scalars.items()
+    return {key.removeprefix("val/"): len(buffer.data[0]) for key, buffer in found if key.startswith("val/")}
 
 
 def _scalars(runner: MMEngineRunner, prefix: str) -> dict[str, float]:

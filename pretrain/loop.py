@@ -76,7 +76,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         count = torch.tensor(self._skipped)
         all_reduce(count)
         if count:
-            self.runner.message_hub.update_scalar("train/skipped", int(count))
+            self.runner.message_hub.update_scalar("val/skipped", int(count))
             if self.runner.rank == 0:
                 print(f"epoch {self._epoch + 1}: {int(count)} corrupt images skipped", flush=True)
         self._skipped = 0

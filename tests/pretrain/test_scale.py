@@ -307,6 +307,16 @@ def test_compile_compiles_the_backbone_and_keeps_its_names(space, monkeypatch):
     assert all(torch.equal(value, runner.model.backbone.state_dict()[name]) for name, value in exported.items())
 
 
+def test_compile_without_a_compiler_is_one_line(space, monkeypatch):
+    def fail(self):
+        # What torch 2.14 raises; hiding the compiler from it takes a process of its own and a minute.
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx")
+
+    monkeypatch.setattr(nn.Module, "compile", fail)
+    with pytest.raises(UserError, match=r"no working C\+\+ compiler; install g\+\+, or leave --compile out"):
+        run_train("--compile")
+
+
 @pytest.mark.slow
 def test_compile_with_a_real_compiler(space):
     run_train("--compile", options=("train_cfg.max_epochs=1",))
