@@ -38,7 +38,8 @@ def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
 
 def feature_dim(network: nn.Module) -> int:
     """Return D, the width of the pooled features of a network from `build_backbone`."""
-    return int(network.num_features)  # type: ignore[arg-type]
+    # Some networks of timm widen the features between the last stage (num_features) and the classifier.
+    return int(getattr(network, "head_hidden_size", network.num_features))  # type: ignore[arg-type]
 
 
 def architecture_of(state_dict: dict[str, torch.Tensor]) -> str | None:

@@ -8,13 +8,17 @@ import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from PIL import Image
+from timm.optim import Lars
 from torch import nn
 
 import pretrain.methods
-import pretrain.optim  # noqa: F401  (registers what the configs name)
+import pretrain.optim
+import pretrain.probe  # noqa: F401  (these register what the configs name)
 from common.config import load_config, share_batch
 from pretrain.augmentation import build_augmentation
 from pretrain.train import CONFIGS
+from pretrain.views import LabelledView
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
 PAPER = [(profile, method) for profile in ("imagenet", "cifar10") for method in METHODS]
@@ -156,3 +160,35 @@ def test_knn_settings(profile, temperature):
     settings = config_of(profile, "knn").evaluation
     assert (settings.k, settings.temperature) == (200, temperature)
     assert SimpleNamespace(**settings).resize == ((256, 256) if profile == "imagenet" else None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "classes", "size", "resize"), [("imagenet", 1000, 224, 256), ("cifar10", 10, 32, None)]
+)
+def test_linear_evaluation_as_the_authors_have_it(profile, classes, size, resize):
+    config = config_of(profile, "linear")
+    assert (config.train_dataloader.batch_size, config.train_cfg.max_epochs) == (4096, 90)
+    assert not config.train_dataloader.drop_last
+    assert config.model.num_classes == classes
+    crop, flip = config.train_dataloader.dataset.augmentation
+    assert crop == dict(type="RandomResizedCrop", size=size, scale=(0.08, 1.0))
+    assert flip == dict(type="RandomHorizontalFlip", p=0.5)
+    test = config.val_dataloader.dataset
+    assert (test.size, test.resize, config.val_dataloader.batch_size) == (size, resize, 256)
+    optimizer = optimizer_of(config, 4096).optimizer
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, Lars)
+    assert group["lr"] == pytest.approx(1.6)  # 0.1 x 4096 / 256
+    assert (group["momentum"], group["weight_decay"], group["trust_coeff"]) == (0.9, 0, 0.001)
+    assert (group["trust_clip"], group["always_adapt"], group["nesterov"]) == (False, True, False)
+    assert {hook["type"] for hook in config.custom_hooks} == {"KeepFrozen", "AccuracyHistory"}
+
+
+def test_the_test_view_of_linear_evaluation_is_bilinear_to_a_shorter_side_of_256(tmp_path):
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    Image.effect_noise((500, 375), 60).convert("RGB").save(tmp_path / "val" / "a" / "0.png")
+    options = config_of("imagenet", "linear").val_dataloader.dataset
+    data = LabelledView(dict(name="folder", root=str(tmp_path), split="test"), size=options.size, resize=options.resize)
+    shrink, crop = data.transform.transforms[:2]
+    assert (shrink.size, shrink.interpolation.value, crop.size) == (256, "bilinear", (224, 224))
+    assert data[0]["inputs"].shape == (3, 224, 224)

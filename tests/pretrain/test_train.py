@@ -185,6 +185,47 @@ def test_knn_and_linear_read_the_export_and_are_then_done(space, capsys, arch, w
     assert {record["provenance"]["checkpoint_sha256"] for record in read.values()} == {checkpoint.sha256}
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050"])
+def test_any_convolutional_network_of_timm_can_be_pretrained(space, name):
+    run_train(options=(f"model.backbone.name={name}", "train_cfg.max_epochs=1"))
+    checkpoint = load_checkpoint(space / "checkpoints/demo/simsiam.pth")
+    width = checkpoint.backbone()(torch.zeros(1, 3, 32, 32)).shape[1]
+    assert (checkpoint.arch, checkpoint.meta["feature_dim"]) == (name, width)
+    knn.main(["--method", "simsiam", "--data-root", "data", "--cfg-options", "evaluation.k=3"])
+
+
+def test_linear_evaluation_of_imagenet_runs_by_accumulation_and_on_two_processes_alike(space):
+    """The protocol itself (LARS, views of 224 pixels), on 12 images in one step; two processes make the same step."""
+    run_train(options=("train_cfg.max_epochs=1",))
+    subject = ["--checkpoint", "checkpoints/demo/simsiam.pth", "--name", "tiny", "--profile", "imagenet"]
+    options = ["train_dataloader.batch_size=12", "train_cfg.max_epochs=2", "train_dataloader.num_workers=0"]
+    options += ["val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False"]
+    options += ["train_dataloader.dataset.augmentation.0.size=64", "val_dataloader.dataset.size=64"]
+    records = []
+    for where, extra, start in (
+        ("one", ["--accumulate", "3"], ["-m", "pretrain.linear"]),
+        (
+            "two",
+            ["--launcher", "pytorch"],
+            ["-m", "common.launch", "--standalone", "--nproc_per_node", "2", "-m", "pretrain.linear"],
+        ),
+    ):
+        command = [sys.executable, *start, *subject, *extra, "--data-root", "data", "--results", where]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "--runs", f"{where}-runs", "--cfg-options", *options],
+            cwd=space, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "batch 12 = " in done.stdout
+        records.append(json.loads((space / where / "imagenet/linear/tiny/data-seed0.json").read_text()))
+    one, two = records
+    assert one["protocol"] == two["protocol"]
+    assert (one["protocol"]["batch_size"], one["protocol"]["optimizer"]) == (12, "LARS")
+    assert one["metrics"] == pytest.approx(two["metrics"])
+    assert set(one["metrics"]) == {"top1", "top5", "best_top1", "best_top5"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
