@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common.backbones import feature_dim
 from common.checkpoint import Checkpoint
 from common.data import LabelledImages, Transformed
 from common.files import atomic_path, sha256_of_text
@@ -67,7 +68,7 @@ def _extract(
 ) -> None:
     device = pick_device()
     backbone = checkpoint.backbone().to(device)
-    width = int(backbone.num_features)  # type: ignore[arg-type]
+    width = feature_dim(backbone)
     loader = DataLoader(
         Transformed(images, transform), batch_size, num_workers=workers, pin_memory=device.type == "cuda"
     )
