@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.config import load_config
 from pretrain import bench
@@ -51,10 +52,13 @@ def test_a_ratio_is_that_of_the_medians_and_leaves_the_warm_up_out(monkeypatch, 
 
 
 @pytest.mark.parametrize("changes", [bench.SIMSIAM, bench.FRESH, bench.SHARED, bench.BYOL, bench.CHOSEN], ids=str)
-def test_a_step_is_a_step_of_training(shape, changes):
+def test_a_step_is_a_step_of_training(shape, changes, monkeypatch):
+    original, updates = torch.optim.SGD.step, []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *args: (updates.append(1), original(self, *args))[1])
     step = bench.step_of(shape, changes)
     step()
     step()
+    assert len(updates) == 2
 
 
 def test_the_loop_is_compared_on_the_same_images(shape, monkeypatch):
