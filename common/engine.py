@@ -344,9 +344,8 @@ class StopOnSignal(Hook):
         received = int(agreed)
         if received:
             step = runner.iter + 1
-            name = f"iter_{step}.pth"
-            if not (Path(runner.work_dir) / name).exists():
-                runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+            # Also where the step was just saved: whether the file is there is not the same to all processes yet.
+            runner.save_checkpoint(runner.work_dir, f"iter_{step}.pth", by_epoch=False)
             barrier()  # a launcher ends all processes when the first one leaves
             raise Stopped(received, f"stopped by {signal.Signals(received).name} after step {step}, which is saved")
 

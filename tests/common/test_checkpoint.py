@@ -156,7 +156,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, kind):
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "a.pth"
     path.write_bytes(content)
-    refusal(path)
+    assert "make it again with" in refusal(path)
 
 
 class Payload:

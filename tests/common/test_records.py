@@ -69,6 +69,8 @@ def subject(tmp_path):
 
 def test_the_example_of_the_design_is_valid():
     validate(VALID)
+    with pytest.raises(ValueError):  # noqa: PT011  (its words are tested below)
+        validate({**VALID, "schema": 2})
 
 
 @settings(max_examples=30, deadline=None)

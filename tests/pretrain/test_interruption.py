@@ -59,9 +59,10 @@ def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space, number)
     assert (run_dir / f"iter_{last.split()[5].strip(',')}.pth").is_file()
 
 
-def test_two_processes_agree_on_the_step_that_a_signal_stops_them_after(space):
+def test_two_processes_stop_after_the_same_step_and_one_can_go_on(space):
     torchrun = ("-m", "common.launch", "--standalone", "--nproc_per_node", "2")
-    options = ("train_cfg.max_epochs=400",)
+    # A checkpoint every step: the one of the signal's step has just been written, or is being written.
+    options = ("train_cfg.max_epochs=40", "default_hooks.checkpoint.interval=1")
     process = start("--launcher", "pytorch", space=space, options=options, prefix=torchrun)
     wait_for(lambda: (space / "runs/demo/pretrain/simsiam/log.jsonl").is_file() and len(log(space)) > 5, process)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on
@@ -73,6 +74,9 @@ def test_two_processes_agree_on_the_step_that_a_signal_stops_them_after(space):
     state = torch.load(space / f"runs/demo/pretrain/simsiam/iter_{step}.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     assert log(space)[-1]["step"] <= step
+    run_train("--resume", options=options)  # the other half of each batch comes to this process
+    assert [line["step"] for line in log(space) if "epoch" not in line] == list(range(1, 121))
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["epochs"] == 40
 
 
 def test_a_second_ctrl_c_stops_at_once(space, monkeypatch):

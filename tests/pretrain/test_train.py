@@ -60,7 +60,7 @@ def test_the_runner_starts_from_the_weights_that_were_built(space, zero, monkeyp
     assert torch.equal(seen[0]["backbone.conv1.weight"], seen[0]["target.0.conv1.weight"])
 
 
-def test_the_papers_cifar10_settings_run_on_a_stand_in_in_the_official_binary_layout(space, monkeypatch):
+def test_the_papers_cifar10_settings_run_on_a_stand_in_in_the_official_binary_layout(space):
     """Networks, views, kNN and all; only the batch and the epochs are smaller."""
     folder = space / "data" / "cifar-10-batches-bin"
     folder.mkdir()
@@ -195,7 +195,7 @@ def test_any_convolutional_network_of_timm_can_be_pretrained(space, name):
 
 
 def test_linear_evaluation_of_imagenet_runs_by_accumulation_and_on_two_processes_alike(space):
-    """The protocol itself (LARS, views of 224 pixels), on 12 images in one step; two processes make the same step."""
+    """The protocol but for views of 64 pixels, on 12 images in one step; two processes make the same step."""
     run_train(options=("train_cfg.max_epochs=1",))
     subject = ["--checkpoint", "checkpoints/demo/simsiam.pth", "--name", "tiny", "--profile", "imagenet"]
     options = ["train_dataloader.batch_size=12", "train_cfg.max_epochs=2", "train_dataloader.num_workers=0"]
