@@ -136,7 +136,7 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
         if _is_zip(path) or "unsupported global" in str(error).lower():
             raise UserError(
                 f"checkpoint {path} carries pickled objects, which could run code, and is refused; "
-                "save its state dict alone, as tensors"
+                f"save its state dict alone, as tensors, or make it again with `{make_it}`"
             ) from None
         raise UserError(f"{path} is no checkpoint; make it again with `{make_it}`") from None
     except Exception as error:  # a damaged stream makes the unpickler fail in any way

@@ -56,6 +56,7 @@ _FIELDS: dict[str, type] = {
     "protocol": dict,
     "provenance": dict,
 }
+_OPTIONAL: dict[str, type] = {"details": dict}
 _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "checkpoint_sha256": str,
     "config_sha256": str,
@@ -109,8 +110,12 @@ class Run:
         protocol: Mapping[str, Any],
         data_fingerprint: str,
         device: str,
+        details: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field."""
+        """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field.
+
+        `details` is what stands behind the metrics, as plain JSON: the value of every class, a validation curve.
+        """
         commit, dirty = git_state()
         record: dict[str, Any] = {
             "schema": SCHEMA,
@@ -134,6 +139,8 @@ class Run:
                 "seconds": round(time.monotonic() - self._clock, 1),
             },
         }
+        if details is not None:
+            record["details"] = dict(details)
         if self.key.variant is not None:
             record["protocol"]["variant"] = self.key.variant
         validate(record)
@@ -167,7 +174,7 @@ def validate(record: Any) -> None:
     """Raise ValueError naming the first field that does not fit the schema."""
     if not isinstance(record, dict):
         raise ValueError(f"a record is an object, not {type(record).__name__}")
-    _check_fields(record, _FIELDS, "")
+    _check_fields(record, {**_FIELDS, **{name: _OPTIONAL[name] for name in _OPTIONAL if name in record}}, "")
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema is {record['schema']}, this code reads {SCHEMA}")
     if record["profile"] not in PROFILES:

@@ -98,6 +98,16 @@ def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, 
     assert list(read_records(root, profile)) == [record]
 
 
+def test_details_are_kept_and_must_be_an_object(tmp_path):
+    details = {"AP_per_class": {"cat": 12.5}}
+    path = records.Run(KEY, "aa", "bb").finish(
+        tmp_path, metrics={"AP": 12.5}, protocol={}, data_fingerprint="cc", device="cpu", details=details
+    )
+    assert read_record(path)["details"] == details
+    with pytest.raises(ValueError, match=r"^details is \[\], of the wrong type$"):
+        validate({**VALID, "details": []})
+
+
 EVERY_FIELD = [*VALID, *(f"provenance.{name}" for name in VALID["provenance"])]
 
 
