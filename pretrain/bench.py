@@ -4,11 +4,13 @@ make bench, or one of them: python -m pretrain.bench --only gsg_shared_step_rati
 """
 
 import multiprocessing
+import os
 import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ from pretrain.bench_views import measure as measure_views
 from pretrain.train import CONFIGS
 from pretrain.views import EpochSampler, MultiView
 
-REPEATS = 5
+REPEATS = 11
 SIMSIAM: dict[str, Any] = dict(guide="none")
 FRESH: dict[str, Any] = dict(guide="nearest", views="fresh")
 SHARED: dict[str, Any] = dict(guide="nearest", views="shared")
@@ -82,16 +84,21 @@ def step_of(shape: Shape, changes: dict[str, Any]) -> Callable[[], Any]:
 
 
 def step_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any], repeats: int = REPEATS) -> float:
-    """Return median step time of `ours` over that of `reference`, taken in turn."""
-    steps = {"ours": step_of(shape, ours), "reference": step_of(shape, reference)}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """Return the step time of `ours` over that of `reference`: the median ratio of steps taken in turn."""
+    steps = step_of(shape, ours), step_of(shape, reference)
+    ratios = []
     for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    return statistics.median(seconds["ours"]) / statistics.median(seconds["reference"])
+        one, other = (seconds(step) for step in steps)
+        if repeat:  # the first warms up
+            ratios.append(one / other)
+    return statistics.median(ratios)
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Return how long the action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
 
 
 def memory_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) -> float:
@@ -117,39 +124,47 @@ def _peak() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-class StepTimes(Hook):
-    """Note when each step ended."""
+class BareSteps(Hook):
+    """After each step of our loop, take one of a bare PyTorch loop, and note how long each of the two took."""
 
     priority = "LOWEST"
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, bare_step: Callable[[], Any]) -> None:
+        self.bare_step = bare_step
+        self.ratios: list[float] = []
+        self._begun: float | None = None
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
+        """Note the ratio, but of the first step, which warms up and whose start is not known."""
+        ended = time.perf_counter()
+        bare = seconds(self.bare_step)
+        if self._begun is not None:
+            self.ratios.append((ended - self._begun) / bare)
+        self._begun = time.perf_counter()
 
 
-def loop_overhead(shape: Shape, steps: int, repeats: int = REPEATS) -> float:
+def loop_overhead(shape: Shape, steps: int) -> float:
     """Return by how many percent a step of our training loop takes longer than that of a bare PyTorch loop.
 
     The same model, images, views, optimiser and schedule in both; ours with its logs, checks and hooks (the
-    kNN monitor and checkpoints, which have intervals of their own, aside). Mean step after the first, medians
-    of runs in turn.
+    kNN monitor and checkpoints, which have intervals of their own, aside). The median ratio of `steps` steps
+    of the two loops in turn.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         root = Path(folder)
         rng = np.random.default_rng(0)
         (root / "images" / "train" / "noise").mkdir(parents=True)
-        for k in range(steps * shape.batch):
+        for k in range((steps + 1) * shape.batch):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "images" / "train" / "noise" / f"{k:05d}.png")
-        means: dict[str, list[float]] = {"ours": [], "bare": []}
-        for _ in range(repeats):
-            for name, run in (("ours", _our_loop), ("bare", _bare_loop)):
-                ends = run(shape, root)
-                means[name].append((ends[-1] - ends[0]) / (len(ends) - 1))
-    return 100 * (statistics.median(means["ours"]) / statistics.median(means["bare"]) - 1)
+        bare = BareSteps(partial(next, _bare_loop(_settings(shape, root))))
+        config = _settings(shape, root)
+        set_run(config, work_dir=root / "run", seed=0)
+        runner = build_runner(config, settings="bench")
+        runner.register_hook(bare)
+        with redirect_stdout(nowhere), redirect_stderr(nowhere):  # the bar is written, not shown
+            runner.train()
+    return 100 * (statistics.median(bare.ratios) - 1)
 
 
 def _settings(shape: Shape, root: Path) -> Config:
@@ -162,34 +177,21 @@ def _settings(shape: Shape, root: Path) -> Config:
     return config
 
 
-def _our_loop(shape: Shape, root: Path) -> list[float]:
-    config = _settings(shape, root)
-    set_run(config, work_dir=root / "run", seed=0)
-    runner = build_runner(config, settings="bench")
-    times = StepTimes()
-    runner.register_hook(times)
-    runner.train()
-    return times.ends
-
-
-def _bare_loop(shape: Shape, root: Path) -> list[float]:
-    config = _settings(shape, root)
+def _bare_loop(config: Config) -> Iterator[float]:
+    """Yield the loss of every step."""
     torch.manual_seed(0)
     data = config.train_dataloader.dataset
     images = MultiView(data.images, data.augmentation)
-    loader = DataLoader(images, shape.batch, sampler=EpochSampler(images), drop_last=True)
+    loader = DataLoader(images, config.train_dataloader.batch_size, sampler=EpochSampler(images), drop_last=True)
     model = MODELS.build(config.model).train()
     options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}
     optimizer = torch.optim.SGD(model.parameters(), **options)
-    ends = []
     for batch in loader:
         loss = model(**batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss.item()
-        ends.append(time.perf_counter())
-    return ends
+        yield loss.item()
 
 
 def measure_all(only: Sequence[str]) -> list[Entry]:
@@ -206,7 +208,7 @@ def measure_all(only: Sequence[str]) -> list[Entry]:
 def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
     """Return id -> what is measured, target, which is better, and the measurement."""
     found: dict[str, tuple[str, float, str, Callable[[], float]]] = {}
-    for shape, steps in ((DEMO, 8), (CIFAR, 5)):
+    for shape, steps in ((DEMO, 20), (CIFAR, 10)):
         mark = "" if shape is CIFAR else f"_{shape.profile}"  # the plain ids are of the larger shape
         for name, what, target, better, run in (
             ("gsg_fresh_step_ratio", "GSG step, fresh views / SimSiam step", 2.05, "lower",

@@ -1,17 +1,90 @@
-"""Runs that end before their time: by a signal, by numbers that are none, by collapse."""
+"""Runs that end before their time: killed, by a signal, by numbers that are none, by collapse."""
 
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from common import files
 from common.checkpoint import load_checkpoint
 from common.cli import Stopped, UserError
+from common.engine import Progress
 from pretrain import methods
 from tests.pretrain.tiny import log, remove_export, run_train, start, weights_and_log
+
+
+def in_a_child(*extra: str, kill: Callable[[], None] = lambda: None) -> int | None:
+    """Train in a process of its own, `kill` having prepared its end; return its exit code."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        kill()
+        run_train(*extra, method="simsiam_gsg", options=("default_hooks.checkpoint.interval=2",))
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_after(hook: str, number: int) -> None:
+    """Let this process die once `number` steps or epochs are done and logged."""
+    original, seen = getattr(Progress, hook), []
+
+    def last(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        seen.append(1)
+        if len(seen) == number:
+            die()
+
+    setattr(Progress, hook, last)
+
+
+def die_writing(name: str) -> None:
+    """Let this process die when half of the checkpoint `name` is on disk."""
+    original = files._fsync
+
+    def half(path):
+        if path.name.startswith(f".{name}."):
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+        original(path)
+
+    files._fsync = half
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        lambda: die_after("after_train_iter", 1),  # before the first checkpoint
+        lambda: die_after("after_train_iter", 5),
+        lambda: die_after("after_train_epoch", 1),
+        lambda: die_writing("iter_2.pth"),
+        lambda: die_writing("iter_4.pth"),
+    ],
+    ids=["step 1", "step 5", "epoch 1", "writing the first checkpoint", "writing the second checkpoint"],
+)
+def test_a_run_killed_by_sigkill_resumes_to_the_same_bits(space, kill):
+    assert in_a_child() == 0
+    weights, lines = weights_and_log(space, "simsiam_gsg")
+    remove_export(space)
+    shutil.rmtree(space / "runs")
+    assert in_a_child(kill=kill) == -signal.SIGKILL
+    assert not (space / "checkpoints").exists()
+    assert in_a_child("--resume") == 0
+    resumed, resumed_lines = weights_and_log(space, "simsiam_gsg")
+    assert all(torch.equal(value, resumed[key]) for key, value in weights.items())
+    assert resumed_lines == lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
