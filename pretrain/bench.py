@@ -9,9 +9,10 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,22 +84,69 @@ def step_of(shape: Shape, changes: dict[str, Any]) -> Callable[[], Any]:
     return step
 
 
-def step_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any], repeats: int = REPEATS) -> float:
-    """Return the step time of `ours` over that of `reference`: the median ratio of steps taken in turn."""
-    steps = step_of(shape, ours), step_of(shape, reference)
+class Turn:
+    """A process's turns: it calls this before its first step and after each; another process says when to go on.
+
+    Seconds of the step go to the other process, whose word begins the next.
+    """
+
+    def __init__(self, other: Connection) -> None:
+        self.other = other
+        self._begun: float | None = None
+
+    def __call__(self) -> None:
+        """End the step that has begun, and wait for the next to begin."""
+        if self._begun is not None:
+            self.other.send(time.perf_counter() - self._begun)
+        self.other.recv()
+        self._begun = time.perf_counter()
+
+
+Steps = Callable[[Turn], None]  # takes steps, as many as there are turns
+
+
+def time_ratio(ours: Steps, reference: Steps, repeats: int) -> float:
+    """Return the median over `repeats` turns of the time of a step of `ours` over that of `reference`.
+
+    Each runs in a process of its own, with the other waiting: in one, the memory that the larger leaves to the
+    allocator would save the smaller its page faults. The first step of each warms up.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes, ends = [], []
+    for steps in (ours, reference):
+        mine, its = context.Pipe()
+        processes.append(context.Process(target=_take_turns, args=(steps, its), daemon=True))
+        processes[-1].start()
+        its.close()  # so that the end of the process ends the wait for it
+        ends.append(mine)
     ratios = []
-    for repeat in range(repeats + 1):
-        one, other = (seconds(step) for step in steps)
-        if repeat:  # the first warms up
-            ratios.append(one / other)
-    return statistics.median(ratios)
+    for _ in range(repeats + 1):
+        seconds = []
+        for end in ends:
+            end.send("go")
+            seconds.append(end.recv())
+        ratios.append(seconds[0] / seconds[1])
+    for process in processes:
+        process.kill()
+        process.join()
+    return statistics.median(ratios[1:])
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """Return how long the action takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def _take_turns(steps: Steps, other: Connection) -> None:
+    steps(Turn(other))
+
+
+def fixed_steps(shape: Shape, changes: dict[str, Any], turn: Turn) -> None:
+    """Take steps of the profile's model with `changes` on fixed images, for ever."""
+    step = step_of(shape, changes)
+    while True:
+        turn()
+        step()
+
+
+def step_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) -> float:
+    """Return the step time of `ours` over that of `reference`."""
+    return time_ratio(partial(fixed_steps, shape, ours), partial(fixed_steps, shape, reference), REPEATS)
 
 
 def memory_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) -> float:
@@ -124,47 +172,37 @@ def _peak() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-class BareSteps(Hook):
-    """After each step of our loop, take one of a bare PyTorch loop, and note how long each of the two took."""
+class AfterStep(Hook):
+    """Call `turn` before the first step and after each."""
 
     priority = "LOWEST"
 
-    def __init__(self, bare_step: Callable[[], Any]) -> None:
-        self.bare_step = bare_step
-        self.ratios: list[float] = []
-        self._begun: float | None = None
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Wait for the first turn."""
+        self.turn()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Note the ratio, but of the first step, which warms up and whose start is not known."""
-        ended = time.perf_counter()
-        bare = seconds(self.bare_step)
-        if self._begun is not None:
-            self.ratios.append((ended - self._begun) / bare)
-        self._begun = time.perf_counter()
+        """Wait for the next."""
+        self.turn()
 
 
 def loop_overhead(shape: Shape, steps: int) -> float:
     """Return by how many percent a step of our training loop takes longer than that of a bare PyTorch loop.
 
     The same model, images, views, optimiser and schedule in both; ours with its logs, checks and hooks (the
-    kNN monitor and checkpoints, which have intervals of their own, aside). The median ratio of `steps` steps
-    of the two loops in turn.
+    kNN monitor and checkpoints, which have intervals of their own, aside).
     """
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images" / "train" / "noise"
+        images.mkdir(parents=True)
         rng = np.random.default_rng(0)
-        (root / "images" / "train" / "noise").mkdir(parents=True)
-        for k in range((steps + 1) * shape.batch):
-            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "images" / "train" / "noise" / f"{k:05d}.png")
-        bare = BareSteps(partial(next, _bare_loop(_settings(shape, root))))
-        config = _settings(shape, root)
-        set_run(config, work_dir=root / "run", seed=0)
-        runner = build_runner(config, settings="bench")
-        runner.register_hook(bare)
-        with redirect_stdout(nowhere), redirect_stderr(nowhere):  # the bar is written, not shown
-            runner.train()
-    return 100 * (statistics.median(bare.ratios) - 1)
+        for k in range((steps + 2) * shape.batch):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{k:05d}.png")
+        ours, bare = (partial(loop, shape, Path(folder)) for loop in (our_loop, bare_loop))
+        return 100 * (time_ratio(ours, bare, repeats=steps) - 1)
 
 
 def _settings(shape: Shape, root: Path) -> Config:
@@ -177,21 +215,34 @@ def _settings(shape: Shape, root: Path) -> Config:
     return config
 
 
-def _bare_loop(config: Config) -> Iterator[float]:
-    """Yield the loss of every step."""
+def our_loop(shape: Shape, root: Path, turn: Turn) -> None:
+    """Train with our loop on the images in `root`."""
+    config = _settings(shape, root)
+    set_run(config, work_dir=root / "run", seed=0)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        runner = build_runner(config, settings="bench")
+        runner.register_hook(AfterStep(turn))
+        runner.train()  # the bar is written, but not shown
+
+
+def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
+    """Train with a loop of plain PyTorch on the images in `root`."""
+    config = _settings(shape, root)
     torch.manual_seed(0)
     data = config.train_dataloader.dataset
     images = MultiView(data.images, data.augmentation)
-    loader = DataLoader(images, config.train_dataloader.batch_size, sampler=EpochSampler(images), drop_last=True)
+    loader = DataLoader(images, shape.batch, sampler=EpochSampler(images), drop_last=True)
     model = MODELS.build(config.model).train()
     options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}
     optimizer = torch.optim.SGD(model.parameters(), **options)
+    turn()
     for batch in loader:
         loss = model(**batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield loss.item()
+        loss.item()
+        turn()
 
 
 def measure_all(only: Sequence[str]) -> list[Entry]:
