@@ -55,7 +55,7 @@ def add_options_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what fits a run of pretrain/loop.py to a machine; `scale_options` turns it into config entries."""
+    """Add what fits a trainer to a machine; `scale_options` turns it into config entries."""
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
     parser.add_argument(
         "--accumulate", type=int, default=1, metavar="N", help="forward each process's batch in N parts, one step"

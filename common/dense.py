@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config, ConfigDict
 
 from common import cli, records
-from common.config import add_config_arguments, config_sha256, load_config
-from common.files import sha256_of_text
+from common.config import (
+    add_config_arguments,
+    add_scale_arguments,
+    config_sha256,
+    load_config,
+    scale_options,
+    share_batch,
+)
+from common.files import atomic_path, sha256_of_file, sha256_of_text
 
 if TYPE_CHECKING:
     from common.engine import Runner
@@ -31,6 +38,10 @@ RESNETS = {
     "resnet152": (152, BOTTLENECK),
 }
 
+WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
+# What a parameter scheduler counts in iterations.
+STEPS = {"begin", "end", "milestones", "T_max", "total", "every", "step_size", "total_iters"}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,7 +55,11 @@ class Task:
     place: str  # which files the official layout has under the data root
     variant: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # config overrides that the variant means
+    # Checks a data set of the config; the folder is for common.preflight's memory. Raises UserError.
+    preflight: Callable[[ConfigDict, Path], None] = lambda dataset, cache: None
     before_test: Callable[["Runner"], None] = lambda runner: None
+    # From all that the evaluator found to the record's `details`, such as the value of each class.
+    details: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: {}
     finish: Callable[["Runner"], None] = lambda runner: None  # what else a finished run leaves
     products: Callable[[Path], Iterable[Path]] = lambda work_dir: ()  # files without which it is not done
 
@@ -53,6 +68,7 @@ def parser(module: str, description: str) -> cli.Parser:
     """Return the parser of a dense task: the common arguments and those of a trainer."""
     result = cli.parser(module, description, reads_checkpoint=True)
     add_config_arguments(result)
+    add_scale_arguments(result)
     return result
 
 
@@ -61,7 +77,7 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
     if not (task.configs / args.profile).is_dir():
         known = ", ".join(p for p in cli.PROFILES if (task.configs / p).is_dir())
         raise cli.UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
-    options = {**task.options, **args.cfg_options}
+    options = {**task.options, **scale_options(args), **args.cfg_options}
     path = task.configs / args.profile / f"{task.dataset}.py"
     sha256 = config_sha256(load_config(path, data=args.data, options=options), data=args.data)
     stem = task.dataset if task.variant is None else f"{task.dataset}-{task.variant}"
@@ -69,7 +85,7 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
     for subject in cli.subjects(args):
         work_dir = args.runs / args.profile / f"{task.name}-{stem}" / f"{subject.name}-seed{args.seed}"
         key = records.RecordKey(args.profile, task.name, subject.name, task.dataset, args.seed, task.variant)
-        products = task.products(work_dir)
+        products = [work_dir / WEIGHTS, work_dir / CONFIG, *task.products(work_dir)]
         run = records.start_run(key, subject, config_sha256=sha256, results=args.results, products=products)
         if run is not None:
             todo.append((subject, run, work_dir))
@@ -90,16 +106,26 @@ def _evaluate(
     if args.profile == "demo":
         ensure_embedded(args.data)
     require_layout(config, task.place)
+    for dataset in datasets(config):
+        task.preflight(dataset, args.runs / "checked")
+    scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
+    said = f"{subject.name}: {share_batch(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     task.register()
+    import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
+
     settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
     runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
+    if runner.rank == 0:
+        print(said, flush=True)
+        runner.logger.info(said)
     with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
         train, test = with_config_mistakes_named(
             lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
         )
-    fingerprint = data_fingerprint(args.data, train, test)
+    fingerprint = data_fingerprint(args.data, config, train, test)
     with_config_mistakes_named(runner.train)
+    save_weights(runner, settings=settings)
     task.before_test(runner)
     with redirect_stdout(StringIO()):
         found = runner.test_loop.run()
@@ -114,6 +140,7 @@ def _evaluate(
         protocol=protocol_facts(runner, n_train=len(train), n_test=len(test)),
         data_fingerprint=fingerprint,
         device=next(runner.model.parameters()).device.type,
+        details=task.details(found) or None,
     )
     mark_finished(runner)  # not before: a run killed in its test resumes at its last iterate
     shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
@@ -138,7 +165,7 @@ def fit_to_arch(config: Config, arch: str) -> None:
 
 def require_layout(config: Config, place: str) -> None:
     """Raise UserError naming the first folder or file that a data set of `config` reads and that is not there."""
-    for dataset in (*_leaves(config.train_dataloader.dataset), *_leaves(config.test_dataloader.dataset)):
+    for dataset in datasets(config):
         root = Path(dataset.data_root)
         parts = [dataset.get("ann_file", ""), *dataset.data_prefix.values()]
         for path in (root, *(root / part for part in parts if part)):
@@ -146,13 +173,71 @@ def require_layout(config: Config, place: str) -> None:
                 raise cli.UserError(f"data set: {path} is missing; {place} under {root}")
 
 
-def data_fingerprint(data: Path, *datasets: Any) -> str:
+def datasets(config: Config) -> Iterator[ConfigDict]:
+    """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
+    yield from _leaves(config.train_dataloader.dataset)
+    yield from _leaves(config.test_dataloader.dataset)
+
+
+def scale_iterations(config: Config, *, fixed: bool) -> str:
+    """Make iterations, milestones and warm-up inverse to the batch where `auto_scale_lr` is on; say what came out.
+
+    Other half of the linear rule of Goyal et al. 2017, whose learning rate `common.config.share_batch` sets
+    afterwards: training sees as many images as planned. `max_iters` stays where it is `fixed`.
+    """
+    scaling, loader = config.get("auto_scale_lr", {}), config.train_dataloader
+    if not scaling.get("enable") or loader.batch_size == scaling.base_batch_size:
+        return f", {config.train_cfg.max_iters} iterations"
+    factor = scaling.base_batch_size / loader.batch_size
+    for schedule in config.param_scheduler:
+        for key in STEPS & schedule.keys():
+            schedule[key] = _times(schedule[key], factor)
+    planned = config.train_cfg.max_iters
+    if fixed:
+        return f", {planned} iterations as asked for, schedule x {factor:g}"
+    config.train_cfg.max_iters = _times(planned, factor)
+    return f", {config.train_cfg.max_iters} iterations = {planned} x {scaling.base_batch_size} / {loader.batch_size}"
+
+
+def _times(steps: Any, factor: float) -> Any:
+    if isinstance(steps, list | tuple):
+        return [_times(step, factor) for step in steps]
+    return max(round(steps * factor), min(steps, 1))
+
+
+def save_weights(runner: "Runner", *, settings: str) -> None:
+    """Write the trained network and its config to the work_dir, for mmdet's `init_detector` and mmseg's `init_model`.
+
+    `final.pth` holds plain tensors, on the CPU, and plain values: torch.load(weights_only=True) reads it.
+    """
+    import torch
+
+    from common.engine import unwrapped
+
+    if runner.rank != 0:
+        return
+    tensors = {name: value.detach().cpu() for name, value in unwrapped(runner.model).state_dict().items()}
+    metainfo = runner.train_loop.dataloader.dataset.metainfo
+    meta = {
+        "dataset_meta": {key: list(metainfo[key]) for key in ("classes", "palette") if metainfo.get(key)},
+        "iter": runner.iter,
+        "settings_sha256": settings,
+    }
+    with atomic_path(Path(runner.work_dir) / WEIGHTS) as temporary:
+        torch.save({"state_dict": tensors, "meta": meta}, temporary)
+    with atomic_path(Path(runner.work_dir) / CONFIG) as temporary:
+        temporary.write_text(Config(runner.cfg.to_dict()).pretty_text, encoding="utf-8")
+
+
+def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
     """Return a SHA-256 over names and sizes in bytes of the images and annotations that the data sets list.
 
-    Raises UserError naming a listed file that is not there: better now than after hours of training.
+    Of a file that the config names (COCO's annotations, VOC's lists) the content counts. Raises UserError naming
+    a listed file that is not there: better now than after hours of training.
     """
-    entries = []
-    for dataset in datasets:
+    files = {Path(d.data_root) / d.ann_file for d in datasets(config) if d.get("ann_file")}
+    entries = [f"{file.relative_to(data)}:{sha256_of_file(file)}" for file in sorted(files)]
+    for dataset in listed:
         for index in range(len(dataset)):
             info = dataset.get_data_info(index)
             for path in (Path(info[key]) for key in ("img_path", "xml_path", "seg_map_path") if info.get(key)):
@@ -165,10 +250,12 @@ def data_fingerprint(data: Path, *datasets: Any) -> str:
 
 def protocol_facts(runner: "Runner", *, n_train: int, n_test: int) -> dict[str, Any]:
     """Return what a reader of the record must know to compare it."""
+    from common.engine import images_a_step
+
     config = runner.cfg
     return {
         "iterations": config.train_cfg.max_iters,
-        "batch": config.train_dataloader.batch_size * runner.world_size,
+        "batch": images_a_step(runner),
         "lr": config.optim_wrapper.optimizer.lr,
         "frozen_stages": config.model.backbone.frozen_stages,
         "backbone_depth": config.model.backbone.depth,

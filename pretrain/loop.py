@@ -8,7 +8,7 @@ from mmengine.dist import all_reduce
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
-from common.engine import unwrapped
+from common.steps import take_step
 
 
 @LOOPS.register_module()
@@ -50,26 +50,16 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     def run_step(self, index: int, batches: Iterator[Any]) -> None:
         """Take step `index` of the epoch from the next `accumulate` batches."""
-        runner, wrapper = self.runner, self.runner.optim_wrapper
-        model = unwrapped(runner.model)
         images = min(self._batch, self._images - index * self._batch)
-        sizes = [
-            min(self.dataloader.batch_size, images - start) for start in range(0, images, self.dataloader.batch_size)
-        ]
-        outputs: dict[str, torch.Tensor] = {}
-        batch = next(batches)
-        runner.call_hook("before_train_iter", batch_idx=index, data_batch=batch)
-        if hasattr(model, "start_step"):
-            model.start_step()
-        for part, size in enumerate(sizes):
-            batch = batch if part == 0 else next(batches)
-            if "skipped" in batch:
-                self._skipped += int(batch.pop("skipped").sum())
-            wrapper.share, wrapper.last = size / images, part == len(sizes) - 1
-            for name, value in runner.model.train_step(batch, optim_wrapper=wrapper).items():
-                outputs[name] = outputs.get(name, 0.0) + value.detach() * wrapper.share
-        runner.call_hook("after_train_iter", batch_idx=index, data_batch=batch, outputs=outputs)
+        starts = range(0, images, self.dataloader.batch_size)
+        shares = [min(self.dataloader.batch_size, images - start) / images for start in starts]
+        take_step(self.runner, index, map(self._count_skipped, batches), shares)
         self._iter += 1
+
+    def _count_skipped(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if "skipped" in batch:
+            self._skipped += int(batch.pop("skipped").sum())
+        return batch
 
     def _report_skipped(self) -> None:
         """Log how many corrupt images all processes passed over since the epoch began (or was resumed)."""

@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +14,9 @@ from torch.utils.data import Dataset, Sampler
 
 from common.cli import UserError
 from common.data import LabelledImages, evaluation_transform
+from common.draws import Draw, mix, seeded
 from pretrain.augmentation import build_augmentation
 from pretrain.data import open_images
-
-
-class Draw(NamedTuple):
-    """One visit to an image: its place in the data set, and the seed of every random choice of that visit."""
-
-    place: int
-    seed: int
 
 
 @DATASETS.register_module()
@@ -104,14 +97,6 @@ class LabelledView(Dataset[dict[str, Any]]):
             return {"inputs": self.transform(image), "labels": label}
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw torch's CPU random numbers from `seed` inside the block; leave the stream outside untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler[Draw]):
     """Every image once an epoch, in an order that the seed and the epoch fix, shared out over the ranks.
@@ -134,14 +119,9 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
         mine = order[self.rank : len(self) * self.world_size : self.world_size]
         skip, self.skip = self.skip, 0
         for index in mine[skip : self.stop].tolist():
-            yield Draw(index, _mix(self.seed, self.epoch, index))
-
-
-def _mix(*numbers: int) -> int:
-    """Return a 63-bit seed that differs for every tuple of numbers (but for collisions of a hash)."""
-    return hash(numbers) & (2**63 - 1)
+            yield Draw(index, mix(self.seed, self.epoch, index))

@@ -20,4 +20,4 @@ model = dict(
         rpn=dict(assigner=dict(min_pos_iou=1e-4))
     ),
 )
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.0025, momentum=0.9, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.0025, momentum=0.9, weight_decay=1e-4))

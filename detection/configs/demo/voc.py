@@ -60,5 +60,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, begin=0, end=30, by_epoch=False),
     dict(type="CosineAnnealingLR", T_max=130, by_epoch=False),
 ]
-train_cfg = dict(max_iters=130, fast_forward_on_resume=False)
+train_cfg = dict(max_iters=130)
 default_hooks = dict(checkpoint=dict(interval=50), logger=dict(interval=10))

@@ -32,7 +32,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    batch_sampler=dict(type="AspectRatioBatchSampler"),
+    batch_sampler=dict(type="EndlessBatches", by_shape=True),
     dataset=dict(
         type="ConcatDataset",
         datasets=[
@@ -71,5 +71,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, begin=0, end=100, by_epoch=False),
     dict(type="MultiStepLR", milestones=[96_000, 128_000], gamma=0.1, by_epoch=False),
 ]
-# fast_forward_on_resume: a resumed run does not read again, only to discard, what it has already seen.
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=144_000, fast_forward_on_resume=True)
+train_cfg = dict(max_iters=144_000)

@@ -50,7 +50,6 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 optim_wrapper = dict(
-    type="OptimWrapper",
     optimizer=dict(type="SGD", lr=0.02, momentum=0.9, weight_decay=1e-4),
     # Weight decay is for the weights of convolutions alone.
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),

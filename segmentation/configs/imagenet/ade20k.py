@@ -34,6 +34,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
+    batch_sampler=dict(type="EndlessBatches", by_shape=True),  # as CSAIL's loader has it
     dataset=dict(
         type="ADE20K",
         data_root=data_root,
@@ -57,4 +58,4 @@ test_dataloader = dict(
 test_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], nan_to_num=0)
 
 param_scheduler = [dict(type="StaircasePolyLR", power=0.9, every=500, total=150_000, by_epoch=False)]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=150_000)  # 30 x 5,000
+train_cfg = dict(max_iters=150_000)  # 30 x 5,000
