@@ -55,7 +55,7 @@ class Task:
     place: str  # which files the official layout has under the data root
     variant: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # config overrides that the variant means
-    # Checks a data set of the config; the folder is for common.preflight's memory. Raises UserError.
+    # Checks a data set of the config before training; the folder is for what common.preflight remembers.
     preflight: Callable[[ConfigDict, Path], None] = lambda dataset, cache: None
     before_test: Callable[["Runner"], None] = lambda runner: None
     # From all that the evaluator found to the record's `details`, such as the value of each class.
@@ -97,6 +97,8 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
 def _evaluate(
     task: Task, args: argparse.Namespace, config: Config, subject: cli.Subject, run: records.Run, work_dir: Path
 ) -> None:
+    task.register()
+    import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
     from common.checkpoint import load_checkpoint
     from common.embedded import ensure_embedded
     from common.engine import build_runner, mark_finished, set_run, with_config_mistakes_named
@@ -111,9 +113,6 @@ def _evaluate(
     scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
     said = f"{subject.name}: {share_batch(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    task.register()
-    import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
-
     settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
     runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
     if runner.rank == 0:
@@ -131,8 +130,7 @@ def _evaluate(
         found = runner.test_loop.run()
     if runner.rank != 0:
         return
-    # mmdet's COCO evaluator gives no number at all when nothing was detected anywhere: that is an AP of 0.
-    metrics = {name: round(found.get(key, 0.0) * factor, 4) for name, (key, factor) in task.metrics.items()}
+    metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
     task.finish(runner)
     record = run.finish(
         args.results,

@@ -19,9 +19,15 @@ THREADS = 8  # most of the time goes into waiting for files
 
 
 def check_once(
-    name: str, items: Sequence[T], check: Callable[[T], object], *, files: Iterable[Path], settings: str, cache: Path
+    name: str,
+    items: Callable[[], Sequence[T]],
+    check: Callable[[T], object],
+    *,
+    files: Iterable[Path],
+    settings: str,
+    cache: Path,
 ) -> None:
-    """Call `check` on each item, with a progress bar, unless all have passed before; it raises UserError.
+    """Call `check` on each of the items, with a progress bar, unless all have passed before; it raises UserError.
 
     They count as passed as long as `files` have the names, sizes and times of change that they had then, and
     `settings`, what else the outcome depends on, is the same. Of several processes, one checks and the others
@@ -34,15 +40,15 @@ def check_once(
     with _alone(cache / f"{name}.lock"):
         if done.is_file():
             return
+        todo = items()
         with ThreadPoolExecutor(THREADS) as pool:
-            passed = pool.map(check, items)
             try:
-                for _ in tqdm(passed, total=len(items), desc=f"checking {name}", unit="img", mininterval=1):
+                for _ in tqdm(pool.map(check, todo), f"checking {name}", len(todo), unit="img", mininterval=1):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        write_json(done, {"name": name, "items": len(items)})
+        write_json(done, {"name": name, "items": len(todo)})
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -1,47 +1,82 @@
-"""PASCAL VOC as the paper's protocol reads it."""
+"""PASCAL VOC and MS-COCO as the paper's source, detectron2, reads them."""
 
+from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-from mmdet.datasets import VOCDataset
+from mmdet.datasets import CocoDataset, VOCDataset
 from mmdet.registry import DATASETS
 
-from common.cli import UserError
+from detection.annotations import read_voc
+
+EMPTY = 1e-5  # pixels: the default of detectron2/data/detection_utils.py, filter_empty_instances
 
 
 @DATASETS.register_module()
 class VOC(VOCDataset):
-    """mmdet's VOCDataset; in training, `difficult` objects are objects like any other.
+    """mmdet's VOCDataset with detectron2's boxes, and in training `difficult` objects as objects like any other.
 
-    mmdet marks them as ignored, and with its assigner's `ignore_iof_thr=-1` that makes them background;
-    detectron2 trains on them (`detectron2/data/datasets/pascal_voc.py`). In test mode the mark stays: they
-    count neither as right nor as wrong. Raises UserError naming a broken annotation or an unknown class.
+    Boxes: VOC counts pixels from 1 and both ends belong to a box; `detectron2/data/datasets/pascal_voc.py`
+    subtracts 1 from xmin and ymin alone, which gives the box's borders; mmdet subtracts 1 from all four.
+    Difficult: mmdet marks them as ignored, and with its assigner's `ignore_iof_thr=-1` that makes them background;
+    detectron2 trains on them. In test mode the mark stays: they count neither as right nor as wrong.
+    Raises UserError naming a broken annotation or an unknown class.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # mmdet notes the year here, which keeps 2007 and 2012 from being concatenated and makes its
-        # evaluator print VOC's class names over other people's classes.
+        # mmdet notes the year here, which keeps 2007 and 2012 from being concatenated.
         self._metainfo["dataset_type"] = None
 
     def parse_data_info(self, img_info: dict[str, Any]) -> dict[str, Any]:
         """Return mmdet's description of one image from its XML file."""
-        path = img_info["xml_path"]
-        try:
-            info = super().parse_data_info(img_info)
-        except FileNotFoundError:
-            raise UserError(f"annotation {path} is missing; restore the data set") from None
-        except ElementTree.ParseError as error:
-            raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
-        except (AttributeError, ValueError) as error:
-            raise UserError(f"annotation {path} is not in VOC's format ({error})") from None
-        if not self.test_mode:
-            for instance in info["instances"]:
-                instance["ignore_flag"] = 0
-        return info
+        path = Path(img_info["xml_path"])
+        classes = self._metainfo["classes"]
+        annotation = read_voc(path, classes)
+        instances = [
+            {
+                "bbox": [x0 - 1, y0 - 1, x1, y1],
+                "bbox_label": classes.index(thing.name),
+                "ignore_flag": int(thing.difficult and self.test_mode),
+            }
+            for thing in annotation.objects
+            for x0, y0, x1, y1 in (thing.box,)
+        ]
+        return {
+            "img_path": str(Path(self.sub_data_root) / img_info["file_name"]),
+            "img_id": img_info["img_id"],
+            "xml_path": str(path),
+            "width": annotation.width,
+            "height": annotation.height,
+            "instances": instances,
+        }
 
-    def _parse_instance_info(self, raw_ann_info: ElementTree.ElementTree, minus_one: bool = True) -> list[dict]:
-        for element in raw_ann_info.iterfind("object/name"):
-            if element.text not in self._metainfo["classes"]:  # mmdet would drop the object in silence
-                raise ValueError(f"unknown class '{element.text}'; known: {', '.join(self._metainfo['classes'])}")
-        return super()._parse_instance_info(raw_ann_info, minus_one)
+
+@DATASETS.register_module()
+class COCO(CocoDataset):
+    """mmdet's CocoDataset with detectron2's choice of objects.
+
+    Crowds are no objects to train on (they become background, as with detectron2). Boxes below a pixel are, which
+    mmdet leaves out; empty ones are not. Classes are told apart by their names, in whatever order the file has them.
+    """
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
+        """Return mmdet's description of one image."""
+        image = raw_data_info["raw_img_info"]
+        width, height = image["width"], image["height"]
+        names = {number: category["name"] for number, category in self.coco.cats.items()}
+        instances = []
+        for annotation in raw_data_info["raw_ann_info"]:
+            x, y, w, h = annotation["bbox"]
+            # detectron2 clips boxes to the image, then leaves out what is empty.
+            box = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
+            if box[2] - box[0] > EMPTY and box[3] - box[1] > EMPTY:
+                label = self.metainfo["classes"].index(names[annotation["category_id"]])
+                crowd = int(annotation.get("iscrowd", 0))
+                instances.append({"bbox": box, "bbox_label": label, "ignore_flag": crowd})
+        return {
+            "img_path": str(Path(self.data_prefix["img"]) / image["file_name"]),
+            "img_id": image["img_id"],
+            "width": width,
+            "height": height,
+            "instances": instances,
+        }

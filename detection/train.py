@@ -4,14 +4,17 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import cli, dense
+from detection import predictions
 
-METRICS = {
-    "voc": {"AP": ("pascal_voc/mAP", 100.0), "AP50": ("pascal_voc/AP50", 100.0), "AP75": ("pascal_voc/AP75", 100.0)},
-    "coco": {"AP": ("coco/bbox_mAP", 100.0), "AP50": ("coco/bbox_mAP_50", 100.0), "AP75": ("coco/bbox_mAP_75", 100.0)},
-}
+if TYPE_CHECKING:
+    from mmengine.config import ConfigDict
+
+DATASETS = ("voc", "coco")
 PLACE = {
     "voc": "unpack VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar so that "
     "VOC2007 and VOC2012, each with JPEGImages, Annotations and ImageSets/Main, lie",
@@ -24,7 +27,7 @@ FROZEN = {"model.backbone.frozen_stages": 3}
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: sys.argv)."""
     parser = dense.parser("detection.train", __doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", METRICS), help=" or ".join(METRICS))
+    parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", DATASETS), help=" or ".join(DATASETS))
     parser.add_argument("--frozen", action="store_true", help="train no layer of the backbone but the last stage")
     args = parser.parse_args(argv)
     cli.announce("detection.train", args, runs=args.runs)
@@ -32,13 +35,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         name="detection",
         dataset=args.dataset,
         configs=Path(__file__).parent / "configs",
-        metrics=METRICS[args.dataset],
+        metrics={name: (f"{args.dataset}/{name}", 1.0) for name in ("AP", "AP50", "AP75")},
         register=register,
         place=PLACE[args.dataset],
         variant="frozen" if args.frozen else None,
         options=FROZEN if args.frozen else {},
+        preflight=check,
+        details=lambda found: per_class(found, prefix=f"{args.dataset}/AP_per_class/"),
+        finish=partial(predictions.save, data=args.data),
+        products=lambda work_dir: [work_dir / predictions.FILE],
     )
     dense.evaluate_all(task, args)
+
+
+def check(dataset: "ConfigDict", cache: Path) -> None:
+    """Check a whole data set before training starts."""
+    from detection import annotations
+
+    annotations.check(dataset, cache)
+
+
+def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, float]]:
+    """Return the record's `details`: the AP of every class, 0-100."""
+    aps = {key.removeprefix(prefix): round(value, 4) for key, value in found.items() if key.startswith(prefix)}
+    return {"AP_per_class": aps}
 
 
 def register() -> None:
@@ -47,7 +67,8 @@ def register() -> None:
 
     register_detection()
     import common.pipeline  # noqa: F401
-    import detection.datasets  # noqa: F401
+    import detection.datasets
+    import detection.metrics  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ evaluation = "bbox, IoU 0.50:0.95, 100 detections an image"
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CocoDataset",
+        type="COCO",
         data_root=data_root,
         metainfo=_base_.metainfo,
         ann_file="annotations/instances_train2017.json",
@@ -23,7 +23,7 @@ train_dataloader = dict(
 test_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CocoDataset",
+        type="COCO",
         data_root=data_root,
         metainfo=_base_.metainfo,
         ann_file="annotations/instances_val2017.json",
@@ -32,9 +32,4 @@ test_dataloader = dict(
         pipeline=_base_.test_pipeline,
     )
 )
-test_evaluator = dict(
-    _delete_=True,
-    type="CocoMetric",
-    metric="bbox",
-    ann_file=f"{data_root}/annotations/instances_val2017.json",
-)
+test_evaluator = dict(_delete_=True, type="COCOAP", ann_file=f"{data_root}/annotations/instances_val2017.json")

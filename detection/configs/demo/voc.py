@@ -55,6 +55,7 @@ test_dataloader = dict(
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
 )
 
+auto_scale_lr = dict(base_batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=10))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, begin=0, end=30, by_epoch=False),

@@ -6,19 +6,19 @@ Numbers that the paper leaves open are ssl-transfer's detectron2 configs, which 
 _base_ = "../_base_/faster_rcnn.py"
 
 data_root = "{{$GSG_DATA:data}}/VOCdevkit"
-evaluation = "11points"
+evaluation = "VOC2007 11 points, IoU 0.50:0.95"
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))
 train_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
-        type="RandomChoiceResize",
+        type="RandomChoiceResize",  # INPUT.MIN_SIZE_TRAIN_SAMPLING "choice", MAX_SIZE_TRAIN 1333; Pillow's bilinear
         scales=[(1333, side) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)],
         keep_ratio=True,
         backend="pillow",
     ),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomFlip", prob=0.5),  # INPUT.RANDOM_FLIP "horizontal"
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
@@ -32,7 +32,7 @@ train_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    batch_sampler=dict(type="EndlessBatches", by_shape=True),
+    batch_sampler=dict(type="EndlessBatches", by_shape=True),  # DATALOADER.ASPECT_RATIO_GROUPING True
     dataset=dict(
         type="ConcatDataset",
         datasets=[
@@ -41,7 +41,8 @@ train_dataloader = dict(
                 data_root=data_root,
                 ann_file=f"VOC{year}/ImageSets/Main/trainval.txt",
                 data_prefix=dict(sub_data_root=f"VOC{year}/"),
-                filter_cfg=dict(filter_empty_gt=True),  # and no least size of box or image
+                # DATALOADER.FILTER_EMPTY_ANNOTATIONS True; no least size of box or image
+                filter_cfg=dict(filter_empty_gt=True),
                 pipeline=train_pipeline,
             )
             for year in (2007, 2012)
@@ -61,12 +62,12 @@ test_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-# Thresholds as literals: mmdet names a result int(100 * threshold), and a computed 0.9 becomes AP89.
-test_evaluator = dict(
-    type="VOCMetric", eval_mode=evaluation, iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
-)
+test_evaluator = dict(type="VOCAP")
 
 optim_wrapper = dict(optimizer=dict(lr=0.0025))
+# Another batch: the learning rate in proportion, iterations in inverse (detectron2's auto_scale_workers).
+auto_scale_lr = dict(enable=True, base_batch_size=2)
+# SOLVER.WARMUP_METHOD "linear", WARMUP_FACTOR 1/1000, GAMMA 0.1
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, begin=0, end=100, by_epoch=False),
     dict(type="MultiStepLR", milestones=[96_000, 128_000], gamma=0.1, by_epoch=False),

@@ -1,0 +1,57 @@
+"""What the detection figure shows: objects and detections of the first ten test images, in `predictions.json`.
+
+Boxes are x0, y0, x1, y1 in the image's own pixels, counted from 0, of borders; images are named relative to the data
+root.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.files import write_json
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+FILE = "predictions.json"
+COUNT = 10
+SCORE = 0.5  # what a figure shows
+
+
+def save(runner: "Runner", data: Path) -> None:
+    """Predict the first images of the test set with the runner's model as it is, and write the file."""
+    import torch
+    from mmengine.dataset import pseudo_collate
+
+    dataset = runner.test_loop.dataloader.dataset
+    runner.model.eval()
+    images = []
+    for place in range(min(COUNT, len(dataset))):
+        with torch.no_grad():
+            [sample] = runner.model.test_step(pseudo_collate([dataset[place]]))
+        images.append(_image(dataset.get_data_info(place), sample.pred_instances, data))
+    content = {"classes": list(dataset.metainfo["classes"]), "score": SCORE, "images": images}
+    write_json(Path(runner.work_dir) / FILE, content)
+
+
+def _image(info: dict[str, Any], found: Any, data: Path) -> dict[str, Any]:
+    found = found[found.scores >= SCORE].cpu()
+    return {
+        "path": str(Path(info["img_path"]).relative_to(data)),
+        "width": info["width"],
+        "height": info["height"],
+        "truth": [
+            {
+                "box": [round(float(x), 2) for x in thing["bbox"]],
+                "label": int(thing["bbox_label"]),
+                # VOC's difficult objects and COCO's crowds: they count neither as right nor as wrong.
+                "ignored": bool(thing["ignore_flag"]),
+            }
+            for thing in info["instances"]
+        ],
+        "detections": [
+            {"box": [round(x, 2) for x in box], "label": label, "score": round(score, 4)}
+            for box, label, score in zip(
+                found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+            )
+        ],
+    }
