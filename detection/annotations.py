@@ -142,8 +142,8 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
             raise UserError(f"annotation {path}: unknown class '{name}'; known: {', '.join(classes)}")
     if missing := [name for name in classes if name not in names.values()]:
         raise UserError(f"annotation {path} lacks the class '{missing[0]}' among its categories; restore it")
-    if not images:
-        raise UserError(f"annotation {path} lists no image; restore it")
+    if not content["annotations"]:
+        raise UserError(f"annotation {path} lists no object; restore it")
     return list(images.values())
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,16 @@ def test_difficult_objects_are_ignored_in_the_test(folder: Path) -> None:
     assert [i["ignore_flag"] for i in instances] == [1, 0]
 
 
-def test_boxes_count_from_zero(folder: Path) -> None:
+def test_boxes_are_borders_counted_from_zero(folder: Path) -> None:
+    """detectron2's reading: a box of pixels 1 to 20 covers the whole of 20 pixels."""
     [dog, cat] = voc(folder, test_mode=True).get_data_info(0)["instances"]
-    assert (dog["bbox"], dog["bbox_label"]) == ([1, 2, 11, 8], 1)
-    assert (cat["bbox"], cat["bbox_label"]) == ([0, 0, 19, 9], 0)
+    assert (dog["bbox"], dog["bbox_label"]) == ([1, 2, 12, 9], 1)
+    assert (cat["bbox"], cat["bbox_label"]) == ([0, 0, 20, 10], 0)
 
 
 def test_an_unknown_class_is_named(folder: Path) -> None:
     (folder / "Annotations" / "one.xml").write_text(XML.format(name="unicorn"))
-    with pytest.raises(UserError, match=r"one\.xml .*unknown class 'unicorn'; known: cat, dog"):
+    with pytest.raises(UserError, match=r"one\.xml: unknown class 'unicorn'; known: cat, dog"):
         voc(folder, test_mode=False)
 
 
@@ -73,3 +75,50 @@ def test_a_missing_annotation_is_named(folder: Path) -> None:
     (folder / "Annotations" / "one.xml").unlink()
     with pytest.raises(UserError, match=r"one\.xml is missing"):
         voc(folder, test_mode=False)
+
+
+def coco(tmp_path: Path, annotations: list[dict], categories=((5, "dog"), (2, "cat")), images=(7,)):
+    register()
+    from detection.datasets import COCO
+
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.jpg", "width": 20, "height": 10} for k in images],
+        "annotations": [
+            {"id": k, "image_id": 7, "iscrowd": 0, "area": 1.0, **annotation}
+            for k, annotation in enumerate(annotations)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    return COCO(
+        data_root=str(tmp_path),
+        ann_file="truth.json",
+        data_prefix={"img": ""},
+        metainfo={"classes": ("cat", "dog")},
+        filter_cfg={"filter_empty_gt": True},
+    )
+
+
+def test_cocos_objects_are_detectron2s(tmp_path: Path) -> None:
+    data = coco(
+        tmp_path,
+        [
+            {"bbox": [1, 2, 3, 4], "category_id": 5},
+            {"bbox": [18, 8, 4, 4], "category_id": 2},  # clipped to the image
+            {"bbox": [1, 2, 0.5, 0.5], "category_id": 2},  # below a pixel: an object, which mmdet leaves out
+            {"bbox": [1, 2, 3, 0], "category_id": 2},  # empty: none
+            {"bbox": [1, 2, 3, 4], "category_id": 5, "iscrowd": 1},
+        ],
+    )
+    instances = data.get_data_info(0)["instances"]
+    assert [(i["bbox"], i["bbox_label"], i["ignore_flag"]) for i in instances] == [
+        ([1, 2, 4, 6], 1, 0),
+        ([18, 8, 20, 10], 0, 0),
+        ([1, 2, 1.5, 2.5], 0, 0),
+        ([1, 2, 4, 6], 1, 1),
+    ]
+
+
+def test_images_without_objects_are_left_out_of_training(tmp_path: Path) -> None:
+    data = coco(tmp_path, [{"bbox": [1, 2, 3, 4], "category_id": 5}], images=(7, 8))
+    assert [data.get_data_info(k)["img_id"] for k in range(len(data))] == [7]

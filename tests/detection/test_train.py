@@ -1,14 +1,20 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import embedded, engine
 from common.cli import UserError
 from common.records import read_record
-from detection.train import main
+from detection.train import main, register
 from tests.dense import Place
+from tests.detection.layouts import write_coco, write_voc
 
 SMALL = (
     "train_cfg.max_iters=2",
@@ -32,33 +38,132 @@ def test_two_steps_of_resnet50_leave_a_record_and_are_not_repeated(
     assert shown.out.startswith("[detection.train] profile=demo")
     assert "loaded 318 of 318 backbone tensors" in shown.out
     assert "INFO" not in shown.out + shown.err
+    assert "tiny: batch 2, learning rate 0.01 = 0.02 x 2 / 4, 2 iterations as asked for" in shown.out
+    classes = record["details"]["AP_per_class"]
+    assert "three" in classes
+    assert all(0 <= ap <= 100 for ap in classes.values())
+    work_dir = place.root / "runs" / "demo" / f"detection-{dataset}" / "tiny-seed0"
+    saved = json.loads((work_dir / "predictions.json").read_text())
+    assert [Path(one["path"]).is_absolute() for one in saved["images"]] == [False] * 4
+    assert all((place.data / one["path"]).is_file() and one["truth"] for one in saved["images"])
+    assert (work_dir / "config.py").read_text().count("RPNHead") == 1
+    weights = torch.load(work_dir / "final.pth", weights_only=True)
+    assert weights["meta"]["dataset_meta"]["classes"][0] == "zero"
+    assert "backbone.layer4.2.conv3.weight" in weights["state_dict"]
     place.run(main, f"--dataset={dataset}", *_same(place), arch=None, options=SMALL)
     assert "already done" in capsys.readouterr().out
+    (work_dir / "final.pth").unlink()
+    place.run(main, f"--dataset={dataset}", *_same(place), arch=None, options=SMALL)
+    assert (work_dir / "final.pth").is_file()
 
 
 def _same(place: Place) -> tuple[str, str]:
     return f"--checkpoint={place.root / 'checkpoints' / 'resnet50.pth'}", "--name=tiny"
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_and_finishes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (
-        *SMALL,
-        "train_cfg.max_iters=4",
-        "default_hooks.checkpoint.interval=2",
+# The paper's settings on small copies of the data sets, with images small enough for a CPU
+
+
+def paper_options(dataset: str, iterations: int = 20, workers: int = 2) -> tuple[str, ...]:
+    """What makes the paper's config fit a CPU: small images, the smallest of which is the shorter side's range."""
+    places = ["datasets.0.", "datasets.1."] if dataset == "voc" else [""]
+    return (
+        f"train_cfg.max_iters={iterations}",
+        *(f"train_dataloader.dataset.{place}pipeline.2.scales=[(96,48),(96,64)]" for place in places),
+        "test_dataloader.dataset.pipeline.1.scale=(96,64)",
+        *(f"{split}_dataloader.num_workers={workers}" for split in ("train", "test")),
         "default_hooks.progress.interval=1",
     )
-    torch_seeded = place.checkpoint("resnet18")
-    subject = (f"--checkpoint={torch_seeded}", "--name=tiny")
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Place:
+    register()
+    from mmdet.datasets import CocoDataset, VOCDataset
+
+    write_voc(tmp_path / "data" / "VOCdevkit", VOCDataset.METAINFO["classes"])
+    write_coco(tmp_path / "data" / "coco", CocoDataset.METAINFO["classes"])
+    return Place(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "batch"), [("voc", 2), ("coco", 16)])
+def test_a_dry_run_of_the_papers_settings_with_resnet50(paper: Place, dataset: str, batch: int) -> None:
+    options = paper_options(dataset)
+    parts = ("--accumulate=8",) if dataset == "coco" else ()
+    results = paper.run(main, "--profile=imagenet", f"--dataset={dataset}", *parts, arch="resnet50", options=options)
+    record = read_record(results / "imagenet" / "detection" / "tiny" / f"{dataset}-seed0.json")
+    wanted = {"iterations": 20, "batch": batch, "backbone_depth": 50, "frozen_stages": -1}
+    assert record["protocol"].items() >= wanted.items()
+    assert set(record["metrics"]) == {"AP", "AP50", "AP75"}
+    work_dir = paper.root / "runs" / "imagenet" / f"detection-{dataset}" / "tiny-seed0"
+    lines = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def of_run(place: Place) -> tuple[dict, list, dict, dict]:
+    """What a run of the paper's VOC settings leaves: weights, log but for the speeds, metrics and details."""
+    work_dir = place.root / "runs" / "imagenet" / "detection-voc" / "tiny-seed0"
+    weights = torch.load(work_dir / "final.pth", weights_only=True)["state_dict"]
+    lines = [json.loads(line) for line in (work_dir / "log.jsonl").read_text().splitlines()]
+    [path] = (place.root / "results").rglob("voc-seed0.json")
+    record = read_record(path)
+    for line in lines:
+        line.pop("images_per_s")
+    return weights, lines, record["metrics"], record["details"]
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(paper: Place, tmp_path: Path) -> None:
+    """SIGKILL, with two workers, random flips and sizes, batches by shape, and random samples of anchors and RoIs."""
+    options = (
+        *paper_options("voc", iterations=6),
+        "default_hooks.checkpoint.interval=2",
+        "model.roi_head.bbox_head.fc_out_channels=64",
+    )
+    checkpoint = paper.checkpoint("resnet18")
+    arguments = ("--profile=imagenet", f"--checkpoint={checkpoint}", "--name=tiny")
+    paper.run(main, *arguments, arch=None, options=options)
+    killed = Place(paper.data, tmp_path / "killed")
+    argv = [f"--{kind}={killed.root / kind}" for kind in ("checkpoints", "results", "runs")]
+    command = [sys.executable, "-m", "detection.train", *argv, f"--data={paper.data}", *arguments]
+    process = subprocess.Popen(
+        [*command, "--cfg-options", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = killed.root / "runs" / "imagenet" / "detection-voc" / "tiny-seed0" / "log.jsonl"
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not list(killed.root.glob("results/**/*.json"))
+    killed.run(main, *arguments, "--resume", arch=None, options=options)
+    whole, resumed = of_run(paper), of_run(killed)
+    assert whole[0].keys() == resumed[0].keys()
+    assert [name for name, value in whole[0].items() if not torch.equal(value, resumed[0][name])] == []
+    assert whole[1:] == resumed[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_interrupted_at_other_moments(paper: Place, tmp_path: Path, monkeypatch, stop: int) -> None:
+    options = (*paper_options("voc", iterations=4, workers=0), "default_hooks.checkpoint.interval=2")
+    checkpoint = paper.checkpoint("resnet18")
+    arguments = ("--profile=imagenet", f"--checkpoint={checkpoint}", "--name=tiny", "--accumulate=2")
+    paper.run(main, *arguments, arch=None, options=options)
+    other = Place(paper.data, tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(3))
+        patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(stop))
         with pytest.raises(KeyboardInterrupt):
-            place.run(main, *subject, arch=None, options=options)
-    assert not list(place.root.glob("results/**/*.json"))
-    results = place.run(main, *subject, "--resume", arch=None, options=options)
-    assert read_record(results / "demo" / "detection" / "tiny" / "voc-seed0.json")["protocol"]["iterations"] == 4
-    log = place.root / "runs" / "demo" / "detection-voc" / "tiny-seed0" / "log.jsonl"
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+            other.run(main, *arguments, arch=None, options=options)
+    other.run(main, *arguments, "--resume", arch=None, options=options)
+    whole, resumed = of_run(paper), of_run(other)
+    assert all(torch.equal(value, resumed[0][name]) for name, value in whole[0].items())
+    assert whole[1:] == resumed[1:]
 
 
 def _interrupt_after(steps: int):
@@ -70,6 +175,58 @@ def _interrupt_after(steps: int):
             raise KeyboardInterrupt
 
     return after_train_iter
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_is_recorded(place: Place, dtype: str) -> None:
+    results = place.run(main, "--amp", dtype, options=SMALL)
+    protocol = read_record(results / "demo" / "detection" / "tiny" / "voc-seed0.json")["protocol"]
+    assert protocol["precision"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+    weights = torch.load(place.root / "runs/demo/detection-voc/tiny-seed0/final.pth", weights_only=True)["state_dict"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_batch_and_leave_one_record(paper: Place) -> None:
+    checkpoint = paper.checkpoint("resnet18")
+    argv = [f"--{kind}={paper.root / kind}" for kind in ("checkpoints", "results", "runs")]
+    argv += [f"--data={paper.data}", f"--checkpoint={checkpoint}", "--name=tiny", "--profile=imagenet"]
+    launch = [sys.executable, "-m", "common.launch", "--standalone", "--nproc_per_node", "2", "-m", "detection.train"]
+    done = subprocess.run(
+        [*launch, "--launcher", "pytorch", *argv, "--cfg-options", *paper_options("voc", iterations=3)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tiny: batch 2 = 2 x 1 x 1, learning rate 0.0025" in done.stdout
+    assert done.stdout.count("[detection.train]") == 1
+    record = read_record(paper.root / "results/imagenet/detection/tiny/voc-seed0.json")
+    assert record["protocol"].items() >= {"batch": 2, "iterations": 3, "n_test": 3}.items()
+
+
+@pytest.mark.slow
+def test_the_final_weights_serve_mmdets_own_interface(place: Place) -> None:
+    from mmdet.apis import inference_detector, init_detector
+
+    place.run(main, options=SMALL)
+    work_dir = place.root / "runs/demo/detection-voc/tiny-seed0"
+    model = init_detector(str(work_dir / "config.py"), str(work_dir / "final.pth"), device="cpu")
+    assert model.dataset_meta["classes"][:2] == ["zero", "one"]
+    saved = json.loads((work_dir / "predictions.json").read_text())
+    found = inference_detector(model, str(place.data / saved["images"][0]["path"])).pred_instances
+    kept = found[found.scores >= saved["score"]]
+    assert len(kept) == len(saved["images"][0]["detections"])
+
+
+def test_annotations_are_checked_before_training(place: Place, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(place.data, data)
+    path = data / "demo" / "VOCdevkit" / "VOC2007" / "Annotations" / "000003.xml"
+    path.write_text(path.read_text().replace("<xmax>", "<xmax>9", 1))
+    with pytest.raises(UserError, match=r"000003\.xml: box .* lies outside its image of 160 x 160 pixels"):
+        Place(data, tmp_path).run(main, options=SMALL)
+    assert not (tmp_path / "runs" / "demo").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,203 @@
+"""The check of a whole data set: every fault named, once passed not repeated."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import ConfigDict
+from PIL import Image
+
+from common.cli import UserError
+from common.config import load_config
+from common.dense import datasets
+from detection.annotations import PUBLISHED_EMPTY, check
+from detection.train import register
+from tests.detection.layouts import write_coco, write_voc
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    register()
+    from mmdet.datasets import VOCDataset
+
+    write_voc(tmp_path / "VOCdevkit", VOCDataset.METAINFO["classes"])
+    return tmp_path
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    register()
+    from mmdet.datasets import CocoDataset
+
+    write_coco(tmp_path / "coco", CocoDataset.METAINFO["classes"])
+    return tmp_path
+
+
+def check_all(data: Path, dataset: str) -> None:
+    for part in datasets(load_config(Path(f"detection/configs/imagenet/{dataset}.py"), data=data)):
+        check(part, data / "checked")
+
+
+def refusal(data: Path, dataset: str) -> str:
+    with pytest.raises(UserError) as caught:
+        check_all(data, dataset)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def kept(data: Path) -> list[str]:
+    return sorted(path.name for path in (data / "checked").glob("*.json"))
+
+
+def test_a_sound_voc_passes_once(voc: Path, capsys: pytest.CaptureFixture) -> None:
+    check_all(voc, "voc")
+    assert "checking VOC2012-trainval: 100%" in capsys.readouterr().err
+    assert [name.rpartition("-")[0] for name in kept(voc)] == ["VOC2007-test", "VOC2007-trainval", "VOC2012-trainval"]
+    check_all(voc, "voc")
+    assert "checking" not in capsys.readouterr().err
+
+
+def test_a_changed_annotation_is_checked_again(voc: Path, capsys: pytest.CaptureFixture) -> None:
+    check_all(voc, "voc")
+    path = voc / "VOCdevkit/VOC2012/Annotations/2008_000002.xml"
+    os.utime(path, ns=(1, 1))
+    capsys.readouterr()
+    check_all(voc, "voc")
+    shown = capsys.readouterr().err
+    assert "VOC2012-trainval" in shown
+    assert "VOC2007" not in shown
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("<xmax>", "<xmax>9", r"box \(\d+, \d+, 9\d+, \d+\) lies outside its image of 75 x 100 pixels"),
+        ("<ymin>", "<ymin>-9", "lies outside its image"),
+        ("<xmin>", "<xmin>9", "is empty"),
+        ("<name>", "<name>un", r"unknown class 'un\w+'; known: aeroplane, bicycle"),
+        ("<width>75", "<width>80", r"000001\.jpg is \(75, 100\) pixels, not \(80, 100\)"),
+        ("<xmin>", "<xmin>one", "not in VOC's format"),
+        ("<ymax>", "<ymux>", "truncated or corrupt"),
+        ("<width>75</width>", "", "no size/width in <annotation>"),
+    ],
+)
+def test_a_fault_of_voc_is_named(voc: Path, old: str, new: str, says: str) -> None:
+    path = voc / "VOCdevkit/VOC2012/Annotations/2008_000001.xml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    said = refusal(voc, "voc")
+    assert str(path) in said
+    assert re.search(says, said)
+    assert [name.rpartition("-")[0] for name in kept(voc)] == ["VOC2007-trainval"]  # what passed stays passed
+
+
+def test_missing_and_corrupt_files_of_voc_are_named(voc: Path) -> None:
+    folder = voc / "VOCdevkit/VOC2007"
+    image = folder / "JPEGImages/000002.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    assert f"{image} is listed but missing" in refusal(voc, "voc")
+    image.write_bytes(content[:10])
+    assert f"image {image} is truncated or corrupt" in refusal(voc, "voc")
+    image.write_bytes(content)
+    (folder / "Annotations/000002.xml").unlink()
+    assert "000002.xml is listed but missing" in refusal(voc, "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_text("")
+    assert "trainval.txt lists no image" in refusal(voc, "voc")
+
+
+def test_a_pixel_beyond_the_border_is_drawing_and_not_a_fault(voc: Path) -> None:
+    path = voc / "VOCdevkit/VOC2012/Annotations/2008_000001.xml"
+    text = path.read_text()
+    x0 = text.split("<xmin>")[1].split("<")[0]
+    path.write_text(text.replace(f"<xmin>{x0}<", "<xmin>0<", 1))
+    check_all(voc, "voc")
+
+
+def test_a_sound_coco_passes_once(coco: Path, capsys: pytest.CaptureFixture) -> None:
+    check_all(coco, "coco")
+    assert "checking coco-instances_train2017: 100%" in capsys.readouterr().err
+    check_all(coco, "coco")
+    assert "checking" not in capsys.readouterr().err
+
+
+def change(coco: Path, kind: str, **fields) -> Path:
+    """Change the second entry of a kind in the training annotations; a None removes the field."""
+    path = coco / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    entry = content[kind][1]
+    entry.update(fields)
+    content[kind][1] = {key: value for key, value in entry.items() if value is not None}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("annotations", {"bbox": [5, 5, 500, 5]}, "box (5, 5, 505, 10) lies outside its image of 75 x 100 pixels"),
+        ("annotations", {"bbox": [5, 5, 0, 5]}, "box (5, 5, 5, 10) is empty"),
+        ("annotations", {"category_id": 1000}, "is of unknown class 1000; known: person"),
+        ("annotations", {"image_id": 99}, "is of image 99, which is not listed"),
+        ("annotations", {"bbox": None}, "not in COCO's format"),
+        ("annotations", {"bbox": [1, 2, "a", 3]}, "not in COCO's format"),
+        ("images", {"width": 101}, "is (90, 90) pixels, not (101, 90)"),
+        ("categories", {"name": "unicorn"}, "unknown class 'unicorn'; known: person"),
+        ("categories", {"id": None}, "not in COCO's format"),
+    ],
+)
+def test_a_fault_of_coco_is_named(coco: Path, kind: str, fields: dict, says: str) -> None:
+    path = change(coco, kind, **fields)
+    said = refusal(coco, "coco")
+    assert str(path) in said
+    assert says in said
+
+
+def test_missing_and_corrupt_files_of_coco_are_named(coco: Path) -> None:
+    image = coco / "coco/train2017/000000000002.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    assert f"image {image} is missing" in refusal(coco, "coco")
+    image.write_bytes(content[:10])
+    assert f"image {image} is truncated or corrupt" in refusal(coco, "coco")
+    path = coco / "coco/annotations/instances_train2017.json"
+    text = path.read_text()
+    path.write_text(text[:-10])
+    assert f"{path} is truncated or corrupt" in refusal(coco, "coco")
+    path.write_text("[]")
+    assert f"{path} holds no JSON object" in refusal(coco, "coco")
+
+
+def test_a_class_that_the_file_lacks_is_named(coco: Path) -> None:
+    path = coco / "coco/annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].pop(0)
+    content["annotations"] = [thing for thing in content["annotations"] if thing["category_id"] != 1]
+    path.write_text(json.dumps(content))
+    assert "lacks the class 'person'" in refusal(coco, "coco")
+
+
+def test_the_two_empty_boxes_that_coco_published_are_known(coco: Path) -> None:
+    path = coco / "coco/annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    first = content["images"][0]["id"]
+    content["images"][0]["id"] = PUBLISHED_EMPTY[0]
+    for thing in content["annotations"]:
+        if thing["image_id"] == first:
+            thing["image_id"] = PUBLISHED_EMPTY[0]
+            thing["bbox"][3] = 0
+    path.write_text(json.dumps(content))
+    check_all(coco, "coco")
+
+
+def test_the_check_of_the_demos_data(tiny_data: Path, tmp_path: Path) -> None:
+    register()
+    for dataset in ("voc", "coco"):
+        config = load_config(Path(f"detection/configs/demo/{dataset}.py"), data=tiny_data)
+        parts = list(datasets(config))
+        assert [isinstance(part, ConfigDict) for part in parts] == [True, True]
+        for part in parts:
+            check(part, tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 4
+    assert Image.open(next((tiny_data / "demo/coco/val2017").iterdir())).size == (160, 160)
