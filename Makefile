@@ -22,6 +22,7 @@ SETUP := $(if $(filter file,$(origin PYTHON)),$(VENV)/.complete)
 COMMON  = --profile "$(PROFILE)" --seed "$(SEED)" --data "$(DATA)"
 METHODS = --method "$(METHOD)"
 RESUMED = $(if $(RESUME),--resume)
+FREEZE  = $(if $(FROZEN),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
 
 # Trainers may run on several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS counts those
@@ -45,7 +46,7 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  RESUME=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  DATASET=dtd  RESUME=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
@@ -85,10 +86,10 @@ transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the pr
 	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARGS)
 
 detection-voc: $(SETUP) ## Faster R-CNN on VOC
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
 
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
 
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
@@ -99,8 +100,8 @@ tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
 tsne: $(SETUP) ## t-SNE of test features, one panel a method
 	@$(PYTHON) -m analysis.tsne $(COMMON) $(ARGS)
 
-figures: $(SETUP) ## segmentation figure: image, ground truth, each method's prediction
-	@$(PYTHON) -m analysis.figures $(COMMON) $(ARGS)
+figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each method's prediction
+	@$(PYTHON) -m analysis.pictures $(COMMON) $(ARGS)
 
 report: $(SETUP) ## one static page of tables, figures, curves and provenance
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)

@@ -79,6 +79,8 @@ def roi_align_backward(
     # torchvision's public function differentiates only what it has itself computed; this is its kernel.
     kernel = torch.ops.torchvision._roi_align_backward
     sizes = (aligned_height, aligned_width, *grad_input.shape)
+    if grad_output.dtype == torch.bfloat16:  # the kernel has no such type; under autocast the forward pass is float32
+        grad_output, rois = grad_output.float(), rois.float()
     grad_input.copy_(kernel(grad_output, rois, spatial_scale, *sizes, sampling_ratio, aligned))
 
 

@@ -413,3 +413,16 @@ def test_opencv_needs_no_display_libraries():
         maps = open("/proc/self/maps").read() if __import__("os").path.exists("/proc/self/maps") else ""
         assert "libGL.so" not in maps and "libQt" not in maps
     """)
+
+
+@STAND_IN
+def test_roi_align_differentiates_the_types_of_autocast():
+    from mmcv.ops import roi_align
+
+    rois = torch.tensor([[0.0, 1, 1, 6, 7]])
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        image = torch.arange(64.0).reshape(1, 1, 8, 8).requires_grad_()
+        roi_align(image.to(dtype), rois.to(dtype), 2).float().sum().backward()
+        gradients.append(image.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.02, atol=0.02)

@@ -76,6 +76,17 @@ def paper_options(dataset: str, iterations: int = 20, workers: int = 2) -> tuple
     )
 
 
+# Few proposals and RoIs: what costs most on a CPU.
+NARROW = (
+    "model.roi_head.bbox_head.fc_out_channels=64",
+    "model.train_cfg.rpn_proposal.max_per_img=40",
+    "model.train_cfg.rpn_proposal.nms_pre=40",
+    "model.train_cfg.rcnn.sampler.num=16",
+    "model.test_cfg.rpn.max_per_img=40",
+    "model.test_cfg.rpn.nms_pre=40",
+)
+
+
 @pytest.fixture
 def paper(tmp_path: Path) -> Place:
     register()
@@ -116,11 +127,7 @@ def of_run(place: Place) -> tuple[dict, list, dict, dict]:
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(paper: Place, tmp_path: Path) -> None:
     """SIGKILL, with two workers, random flips and sizes, batches by shape, and random samples of anchors and RoIs."""
-    options = (
-        *paper_options("voc", iterations=6),
-        "default_hooks.checkpoint.interval=2",
-        "model.roi_head.bbox_head.fc_out_channels=64",
-    )
+    options = (*paper_options("voc", iterations=6), "default_hooks.checkpoint.interval=2", *NARROW)
     checkpoint = paper.checkpoint("resnet18")
     arguments = ("--profile=imagenet", f"--checkpoint={checkpoint}", "--name=tiny")
     paper.run(main, *arguments, arch=None, options=options)
@@ -151,7 +158,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(paper: Place, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_interrupted_at_other_moments(paper: Place, tmp_path: Path, monkeypatch, stop: int) -> None:
-    options = (*paper_options("voc", iterations=4, workers=0), "default_hooks.checkpoint.interval=2")
+    options = (*paper_options("voc", iterations=4, workers=0), "default_hooks.checkpoint.interval=2", *NARROW)
     checkpoint = paper.checkpoint("resnet18")
     arguments = ("--profile=imagenet", f"--checkpoint={checkpoint}", "--name=tiny", "--accumulate=2")
     paper.run(main, *arguments, arch=None, options=options)
@@ -177,7 +184,8 @@ def _interrupt_after(steps: int):
     return after_train_iter
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+# A CPU without bfloat16 in hardware takes 20 seconds.
+@pytest.mark.parametrize("dtype", [pytest.param("bf16", marks=pytest.mark.slow), "fp16"])
 def test_mixed_precision_trains_and_is_recorded(place: Place, dtype: str) -> None:
     results = place.run(main, "--amp", dtype, options=SMALL)
     protocol = read_record(results / "demo" / "detection" / "tiny" / "voc-seed0.json")["protocol"]
@@ -193,7 +201,7 @@ def test_two_processes_share_a_batch_and_leave_one_record(paper: Place) -> None:
     argv += [f"--data={paper.data}", f"--checkpoint={checkpoint}", "--name=tiny", "--profile=imagenet"]
     launch = [sys.executable, "-m", "common.launch", "--standalone", "--nproc_per_node", "2", "-m", "detection.train"]
     done = subprocess.run(
-        [*launch, "--launcher", "pytorch", *argv, "--cfg-options", *paper_options("voc", iterations=3)],
+        [*launch, "--launcher", "pytorch", *argv, "--cfg-options", *paper_options("voc", iterations=3), *NARROW],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,0 +1,106 @@
+"""The detection figure: one a data set, objects and detections, wrong files named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.ImageColor import getrgb
+
+from analysis import detections, pictures
+from analysis.detections import class_colour, find
+from common.cli import UserError
+
+
+@pytest.fixture
+def saved(args):
+    """Return a function that writes what a model's run leaves: a wide and a tall image, two classes."""
+    (args.data / "images").mkdir(parents=True)
+    for k, size in enumerate([(60, 40), (40, 60)]):
+        Image.new("RGB", size, (40, 40, 40)).save(args.data / "images" / f"{k}.png")
+
+    def write(model, dataset="voc", seed=0, **changes):
+        path = args.runs / "demo" / f"detection-{dataset}" / f"{model}-seed{seed}" / "predictions.json"
+        path.parent.mkdir(parents=True)
+        truth = [
+            {"box": [2, 4, 30, 35], "label": 0, "ignored": False},
+            {"box": [20, 20, 39, 38], "label": 1, "ignored": True},
+        ]
+        found = [{"box": [3, 4, 30, 34], "label": 0, "score": 0.91}]
+        images = [{"path": f"images/{k}.png", "truth": truth, "detections": found} for k in (0, 1)]
+        content = {"classes": ["cat", "dog"], "score": 0.5, "images": images} | changes
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def test_a_figure_a_data_set_in_the_order_of_the_models(args, saved, capsys):
+    for model in ("byol", "simsiam_gsg", "mine"):
+        saved(model)
+    saved("simsiam", dataset="coco")
+    saved("simsiam", seed=1)
+    found = find(args.runs / "demo", seed=0)
+    assert {name: [one.model for one in ones] for name, ones in found.items()} == {
+        "coco": ["simsiam"],
+        "voc": ["simsiam_gsg", "byol", "mine"],
+    }
+    coco, voc = detections.build(args)
+    assert (coco.name, voc.name) == ("detection-coco.png", "detection-voc.png")
+    pixels = np.asarray(Image.open(voc).convert("RGB")).astype(int)
+    for wanted in (getrgb(class_colour(0)), getrgb(class_colour(1)), (40, 40, 40)):
+        assert (np.abs(pixels - wanted).max(-1) <= 2).any(), wanted
+    assert pixels.shape[1] > np.asarray(Image.open(coco)).shape[1] * 1.8  # four columns and two
+    assert voc.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert capsys.readouterr().out.count("written") == 2
+    detections.build(args)
+    assert capsys.readouterr().out.count("up to date") == 2
+
+
+def test_without_detections_the_command_is_named(args):
+    with pytest.raises(UserError, match=r"no detections in .*make detection-voc PROFILE=demo"):
+        detections.build(args)
+
+
+def test_files_of_another_form_are_named(args, saved):
+    path = saved("byol")
+    good = json.loads(path.read_text())
+    for spoilt in (
+        "{",
+        "[]",
+        "{}",
+        '{"classes": [], "score": 0.5, "images": []}',
+        json.dumps(good | {"classes": ["a"]}),
+    ):
+        path.write_text(spoilt)
+        with pytest.raises(UserError, match=r"predictions\.json holds no predictions .*run the detection again"):
+            detections.build(args)
+
+
+def test_a_missing_image_and_other_images_are_named(args, saved):
+    saved("byol")
+    other = saved("simsiam")
+    content = json.loads(other.read_text())
+    content["images"].pop()
+    other.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is of other images than"):
+        detections.build(args)
+    other.unlink()
+    (args.data / "images" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png of .*predictions\.json is missing"):
+        detections.build(args)
+
+
+def run(args, *extra):
+    folders = [f"--{name}={getattr(args, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
+    pictures.main([*folders, *extra])
+
+
+def test_pictures_draws_what_there_is(args, saved, capsys):
+    with pytest.raises(UserError, match=r"no segmentation predictions .*no detections"):
+        run(args)
+    saved("byol")
+    run(args)
+    shown = capsys.readouterr().out
+    assert "written" in shown
+    assert "left out: no segmentation predictions" in shown
