@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from common import cli
 from common.files import write_json
 
-ROOMS = ("pretrain.bench",)  # modules that write their entries to `--json FILE`
+ROOMS = ("pretrain.bench", "detection.bench")  # modules that write their entries to `--json FILE`
 
 
 class Entry(TypedDict):

@@ -27,6 +27,8 @@ from common.cli import UserError, make_data
 EMBEDDED = ("digits", "scenes")
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**18
+COCO_COUNTS = {"train2017": 118_287, "val2017": 5_000}
+VOC2012_TRAINVAL = 11_540
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
 
@@ -34,13 +36,16 @@ IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 class File:
     """A file to download: it is unpacked, or copied if it is no archive, into the folder `into`.
 
-    `inner` is the archive in the archive that holds the data.
+    `inner` is the archive in the archive that holds the data. Where `size`, its bytes, is known, the disk is asked
+    first; `unpacked` is how many bytes it unpacks to, if not as many.
     """
 
     url: str
     md5: str
     into: str = "."
     inner: str | None = None
+    size: int = 0
+    unpacked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Source:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Provide one or several data sets under --data; those that are there already are checked."""
-    known = (*EMBEDDED, *SOURCES)
+    known = (*EMBEDDED, *SOURCES, *TOGETHER)
     parser = cli.parser("common.download", "download and verify data sets")
     parser.add_argument("--dataset", default="", help=f"one or several of {', '.join(known)}; none: the embedded data")
     args = parser.parse_args(argv)
@@ -76,6 +81,11 @@ def provide(name: str, data: Path) -> None:
         from common.embedded import ensure_embedded
 
         print(f"embedded data: {ensure_embedded(data)}")
+        return
+    require_room(name, data)
+    if name in TOGETHER:
+        for part in TOGETHER[name]:
+            provide(part, data)
         return
     source = SOURCES[name]
     folder = data / source.folder
@@ -93,6 +103,28 @@ def provide(name: str, data: Path) -> None:
         print(source.manual.format(folder=folder))
         cause = str(error).partition("; ")[0]
         raise UserError(f"{cause}; place the files named above, then {make_data(name, data)}") from None
+
+
+def require_room(name: str, data: Path) -> None:
+    """Raise UserError if the disk has no room for what is to be downloaded and unpacked, as far as sizes are known."""
+    from torchvision import datasets
+
+    needed = 0
+    for part in TOGETHER.get(name, (name,)):
+        source = SOURCES[part]
+        if source.files is None or (data / source.folder).exists():
+            continue
+        for file in source.files(datasets):
+            archive = data / "downloads" / part / file.url.rpartition("/")[2]
+            have = _size(archive) or _size(archive.with_name(f"{archive.name}.part"))
+            needed += max(file.size - have, 0) + (file.size if file.unpacked is None else file.unpacked)
+    place = next(folder for folder in (data, *data.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{name} needs {needed / 1e9:.1f} GB more under {data} to be downloaded and unpacked, and "
+            f"{free / 1e9:.1f} GB are free; make room there, or choose another disk with DATA=..."
+        )
 
 
 def download(name: str, files: Sequence[File], folder: str, data: Path) -> None:
@@ -260,6 +292,38 @@ def _check_imagenet(name: str, data: Path) -> None:
         print(f"{folder}: {count} images of 1000 classes, as published")
 
 
+def _check_voc2012(name: str, data: Path) -> None:
+    """Check the part of VOC2012 that detection trains on."""
+    folder = data / SOURCES[name].folder
+    listed = folder / "ImageSets" / "Main" / "trainval.txt"
+    if not listed.is_file():
+        raise UserError(f"data set file {listed} is missing; {make_data(name, data, folder)}")
+    images = listed.read_text(encoding="utf-8").split()
+    for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        there = {path.stem for path in (folder / kind).glob(f"*.{ending}")}
+        found = sum(image in there for image in images)
+        if found != VOC2012_TRAINVAL:
+            raise UserError(
+                f"data set folder {folder / kind} has {found} of trainval's files, not {VOC2012_TRAINVAL}; "
+                f"{make_data(name, data, folder)}"
+            )
+    print(f"{folder}: {VOC2012_TRAINVAL} trainval images with annotations, as published")
+
+
+def _check_coco(name: str, data: Path) -> None:
+    root = data / SOURCES[name].folder
+    for split, count in COCO_COUNTS.items():
+        annotations = root / "annotations" / f"instances_{split}.json"
+        found = sum(1 for _ in (root / split).glob("*.jpg"))
+        if not annotations.is_file():
+            raise UserError(f"data set file {annotations} is missing; {make_data(name, data, root)}")
+        if found != count:
+            raise UserError(
+                f"data set folder {root / split} has {found} images, not {count}; {make_data(name, data, root)}"
+            )
+        print(f"{root / split}: {count} images, as published")
+
+
 _CARS = """\
 Stanford Cars cannot be downloaded any more: its origin is gone. Copies are found under the name
 "Stanford Cars Dataset" (16,185 images). Place these files in {folder}:
@@ -277,10 +341,24 @@ and run this command again: it unpacks them to train/<class>/ and val/<class>/. 
 # What torchvision does not publish as an attribute, or not at all.
 _AIRCRAFT_MD5 = "d4acdd33327262359767eeaa97a4f732"
 _CALTECH = ("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0")
+_COCO = "http://images.cocodataset.org/"
+# COCO publishes no checksums; these are the ones that many readers of the data set verify.
+_COCO_FILES = (
+    ("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798, None),
+    ("zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330, None),
+    ("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541, 850_000_000),
+)
+_VOC_SIZES = {"2007": 460_032_000, "2007-test": 451_020_800, "2012": 1_999_639_040}
 _PARTITIONS = (
     "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
     "29a205c0a0129d21f36cbecfefe81881",
 )
+
+
+def _voc_files(tv: Any, *years: str) -> list[File]:
+    found = tv.voc.DATASET_YEAR_DICT
+    return [File(found[year]["url"], found[year]["md5"], size=_VOC_SIZES[year]) for year in years]
+
 
 # `tv` is torchvision.datasets, whose classes publish addresses and checksums.
 SOURCES: dict[str, Source] = {
@@ -307,13 +385,16 @@ SOURCES: dict[str, Source] = {
     "sun397": Source(
         "SUN397", lambda tv: [File(tv.SUN397._DATASET_URL, tv.SUN397._DATASET_MD5), File(*_PARTITIONS, "SUN397")]
     ),
-    "voc2007": Source(
-        "VOCdevkit/VOC2007",
-        lambda tv: [
-            File(part["url"], part["md5"]) for part in map(tv.voc.DATASET_YEAR_DICT.get, ("2007", "2007-test"))
-        ],
+    "voc2007": Source("VOCdevkit/VOC2007", lambda tv: _voc_files(tv, "2007", "2007-test")),
+    "voc2012": Source("VOCdevkit/VOC2012", lambda tv: _voc_files(tv, "2012"), check=_check_voc2012),
+    "coco": Source(
+        "coco",
+        lambda tv: [File(_COCO + path, md5, "coco", None, size, large) for path, md5, size, large in _COCO_FILES],
+        check=_check_coco,
     ),
 }
+# What one name asks for, data set by data set.
+TOGETHER = {"voc": ("voc2007", "voc2012")}
 
 
 if __name__ == "__main__":

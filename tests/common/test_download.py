@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from argparse import Namespace
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -423,3 +424,107 @@ def test_a_damaged_archive_of_imagenet(imagenet, tmp_path):
         provide("imagenet", tmp_path)
     assert not (imagenet / "val").exists()
     assert (imagenet / "train").is_dir()
+
+
+def test_the_disk_is_asked_before_anything_is_downloaded(server, tmp_path, monkeypatch):
+    content = server.files["a.tar.gz"] = tar({"toy/one.txt": b"1"})
+    file = File(f"{server.url}/a.tar.gz", md5(content), size=10**18, unpacked=2 * 10**18)
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", lambda tv: [file], check=lambda name, data: None))
+    with pytest.raises(
+        UserError, match=rf"^toy needs 3000000000\.0 GB more under {tmp_path}/new .* are free; make room"
+    ):
+        provide("toy", tmp_path / "new")
+    assert server.ranges == []
+    # What came before counts.
+    part = tmp_path / "downloads" / "toy" / "a.tar.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"12345")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: Namespace(free=100))
+    small = File(file.url, file.md5, size=60, unpacked=50)
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", lambda tv: [small]))
+    with pytest.raises(UserError, match=r"needs 0\.0 GB"):
+        download.require_room("toy", tmp_path)
+    part.write_bytes(b"1234567890")
+    download.require_room("toy", tmp_path)
+    (tmp_path / "toy").mkdir()
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: Namespace(free=0))
+    download.require_room("toy", tmp_path)  # what is there needs no room
+
+
+def test_coco_needs_forty_gigabytes_and_voc_six(tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: Namespace(free=0))
+    for name, needed in (("coco", "41.4"), ("voc", "5.8")):
+        with pytest.raises(UserError, match=rf"^{name} needs {needed} GB more"):
+            provide(name, tmp_path)
+
+
+def test_voc_is_both_years(server, tmp_path, monkeypatch, capsys):
+    """The real rows, addresses and checksums changed: three archives, unpacked side by side, checked."""
+    from torchvision.datasets import voc
+
+    def year(folder, splits):
+        root = f"VOCdevkit/{folder}"
+        members = {
+            f"{root}/ImageSets/Main/{split}.txt": "".join(f"{n}\n" for n in names) for split, names in splits.items()
+        }
+        for name in (name for names in splits.values() for name in names):
+            members |= {f"{root}/JPEGImages/{name}.jpg": "", f"{root}/Annotations/{name}.xml": ""}
+        return tar({name: content.encode() for name, content in members.items()}, "w")
+
+    parts = {"2007": year("VOC2007", {"trainval": "ab"}), "2007-test": year("VOC2007", {"test": "c"})}
+    parts["2012"] = year("VOC2012", {"trainval": "de"})
+    for key, content in parts.items():
+        server.files[f"{key}.tar"] = content
+        monkeypatch.setitem(voc.DATASET_YEAR_DICT, key, {"url": f"{server.url}/{key}.tar", "md5": md5(content)})
+    monkeypatch.setattr(download, "_check_by_transfer", lambda name, data: print(f"checked {name}"))
+    monkeypatch.setattr(download, "VOC2012_TRAINVAL", 2)
+    monkeypatch.setattr(download, "_VOC_SIZES", dict.fromkeys(parts, 10))
+    download.main(["--dataset", "voc", "--data", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "checked voc2007" in shown
+    assert "VOC2012: 2 trainval images with annotations, as published" in shown
+    assert tree(tmp_path / "VOCdevkit/VOC2007/JPEGImages") == ["a.jpg", "b.jpg", "c.jpg"]
+    assert tree(tmp_path / "VOCdevkit/VOC2012/Annotations") == ["d.xml", "e.xml"]
+    download.main(["--dataset", "voc", "--data", str(tmp_path)])
+    assert len(server.ranges) == 3
+    (tmp_path / "VOCdevkit/VOC2012/Annotations/d.xml").unlink()
+    with pytest.raises(UserError, match=r"VOC2012/Annotations has 1 of trainval's files, not 2; move .* away and run"):
+        provide("voc", tmp_path)
+    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt").unlink()
+    with pytest.raises(UserError, match=r"trainval\.txt is missing; move .* away and run `make data DATASET=voc2012"):
+        provide("voc", tmp_path)
+
+
+def test_coco_over_the_wire(server, tmp_path, monkeypatch):
+    def packed(members):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return stream.getvalue()
+
+    archives = {
+        "zips/train2017.zip": packed({f"train2017/{k}.jpg": b"" for k in (1, 2)}),
+        "zips/val2017.zip": packed({"val2017/3.jpg": b""}),
+        "annotations/annotations_trainval2017.zip": packed(
+            {f"annotations/instances_{split}2017.json": "{}" for split in ("train", "val")}
+        ),
+    }
+    server.files |= archives
+    monkeypatch.setattr(download, "_COCO", f"{server.url}/")
+    monkeypatch.setattr(download, "_COCO_FILES", [(name, md5(content), 9, None) for name, content in archives.items()])
+    monkeypatch.setattr(download, "COCO_COUNTS", {"train2017": 2, "val2017": 1})
+    provide("coco", tmp_path)
+    assert tree(tmp_path / "coco") == [
+        "annotations/instances_train2017.json",
+        "annotations/instances_val2017.json",
+        "train2017/1.jpg",
+        "train2017/2.jpg",
+        "val2017/3.jpg",
+    ]
+    (tmp_path / "coco/val2017/3.jpg").unlink()
+    with pytest.raises(UserError, match=rf"val2017 has 0 images, not 1; move {tmp_path}/coco away and run `make data"):
+        provide("coco", tmp_path)
+    (tmp_path / "coco/annotations/instances_train2017.json").unlink()
+    with pytest.raises(UserError, match=r"instances_train2017\.json is missing"):
+        provide("coco", tmp_path)

@@ -1,0 +1,56 @@
+"""What the benchmarks of detection measure, on small sizes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from common import bench as table
+from common import embedded, openmmlab
+from detection import bench
+
+BUILT = bench.compiled_ops() is not None
+
+
+def test_the_share_of_waiting_and_the_seconds_of_a_step(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(embedded, "SCENES", {"train": 4, "val": 0, "test": 1})
+    monkeypatch.setattr(bench, "STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    bench.main(["--only", "detection_data_wait_percent", "--json", "out.json"])
+    [entry] = json.loads((tmp_path / "out.json").read_text())
+    assert (entry["id"], entry["target"], entry["better"]) == ("detection_data_wait_percent", 5.0, "lower")
+    assert 0 < entry["value"] < 100
+    assert "seconds an iteration" in entry["what"]
+    assert entry["command"] in capsys.readouterr().out
+
+
+@pytest.mark.skipif(BUILT, reason="mmcv's compiled operators are here")
+def test_without_compiled_operators_their_benchmarks_are_skipped_and_say_so(capsys):
+    assert bench.measure_all(bench.OPS) == []
+    shown = capsys.readouterr().out
+    for name in bench.OPS:
+        assert f"skipped {name}: mmcv's compiled operators are not installed" in shown
+
+
+@pytest.mark.parametrize("name", ["nms", "roi_align"])
+def test_operators_are_timed_against_the_compiled_ones(monkeypatch, name):
+    calls = []
+
+    def spy(op):
+        def call(*args, **kwargs):
+            calls.append(op)
+            return getattr(openmmlab, op)(*args, **kwargs)
+
+        return call
+
+    names = ("nms", "roi_align_forward", "roi_align_backward")
+    monkeypatch.setattr(bench, "compiled_ops", lambda: SimpleNamespace(**{op: spy(op) for op in names}))
+    value, said = bench.op_ratio(name, repeats=3, size=20)
+    assert 0.05 < value < 20  # of the same operator
+    assert said.endswith(" ms")
+    assert set(calls) == {op for op in names if op.startswith(name)}
+    assert len(calls) == 4 * len(set(calls))
+
+
+def test_make_bench_measures_detection_too():
+    assert "detection.bench" in table.ROOMS
