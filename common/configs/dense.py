@@ -13,6 +13,7 @@ default_hooks = dict(
 # An iteration is a step of the optimiser; --accumulate divides it into parts, --amp runs it in another precision.
 train_cfg = dict(type="ResumableIterLoop")
 optim_wrapper = dict(type="StepOptimWrapper")
+visualizer = dict(type="Visualizer", vis_backends=[dict(type="TensorboardVisBackend")])
 log_processor = dict(by_epoch=False)
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 val_cfg = None  # no choice among checkpoints: the last iterate is tested

@@ -423,6 +423,9 @@ def test_roi_align_differentiates_the_types_of_autocast():
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         image = torch.arange(64.0).reshape(1, 1, 8, 8).requires_grad_()
-        roi_align(image.to(dtype), rois.to(dtype), 2).float().sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            pooled = roi_align(image.to(dtype), rois, 2)
+        assert pooled.dtype == dtype
+        pooled.float().sum().backward()
         gradients.append(image.grad)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.02, atol=0.02)
