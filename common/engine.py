@@ -69,11 +69,20 @@ class Runner(MMEngineRunner):
         try:
             return super().train()
         finally:
+            self._end_workers()
             for hook in self.hooks:
                 if isinstance(hook, Progress):
                     hook.close()
                 if isinstance(hook, StopOnSignal):
                     hook.restore()
+
+    def _end_workers(self) -> None:
+        """End the workers that the training loader keeps, for which Python would wait as it exits."""
+        loader: Any = getattr(self._train_loop, "dataloader", None)  # it may not be built yet
+        workers = getattr(loader, "_iterator", None)
+        if workers is not None:
+            workers._shutdown_workers()
+            loader._iterator = None
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
@@ -305,11 +314,24 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a sche
 
 
 def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
-    """Prepare a loader's worker, and let it outlive the signals that all processes get: the step needs its batch."""
+    """Prepare a loader's worker, and let it outlive the signals that all processes get: the step needs its batch.
+
+    SIGTERM from its own parent, which is how Python ends its children as it exits, it obeys.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored cannot be waited for
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
     if prepare is not None:
         prepare(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class StopOnSignal(Hook):

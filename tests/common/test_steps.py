@@ -1,6 +1,8 @@
 """The loop over iterations: batches without end, exact positions, parts of a step."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +17,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-import common.steps  # noqa: F401  (registers the loop)
+import common.steps
 from common.draws import Draw, Drawn, EndlessBatches, seeded
 from common.engine import build_runner, set_run, train
 
+ROOT = Path(common.steps.__file__).parents[1]
 TALL = (1, 4, 5, 6)
 
 
@@ -181,3 +184,25 @@ def test_parts_add_up_to_the_whole_batch(run) -> None:
     assert [a + b for a, b in zip(parts.seen[::2], parts.seen[1::2], strict=True)] == whole.seen
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(value, parts.state_dict()[name])
+
+
+def test_a_process_ends_though_its_loaders_workers_outlive_signals(tmp_path: Path) -> None:
+    """Python ends its children by SIGTERM as it exits, and waits for them; other processes' they do not hear."""
+    script = """
+import os, signal, time
+from torch.utils.data import DataLoader
+from common.engine import Runner
+loader = Runner.build_dataloader(dict(dataset=list(range(40)), batch_size=1, num_workers=1, persistent_workers=True,
+                                      sampler=range(40), collate_fn=dict(type="default_collate")), seed=0)
+batches = iter(loader)
+next(batches)
+worker = loader._iterator._workers[0].pid
+stranger = os.fork()
+if not stranger:
+    os.kill(worker, signal.SIGTERM)
+    os._exit(0)
+os.waitpid(stranger, 0)
+print(sum(1 for _ in batches), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("39\n", 0), done.stderr
