@@ -35,6 +35,15 @@ class Shown:
     truth: list[Box]
     detections: list[Box]
 
+    @property
+    def best(self) -> list[Box]:
+        """The detections of the highest scores, as many as there are objects, weakest first.
+
+        No threshold: a network's scores are high or low for other reasons than being right.
+        """
+        ranked = sorted(self.detections, key=lambda box: -(box.score or 0.0))
+        return ranked[: len(self.truth)][::-1]
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -43,7 +52,7 @@ class Predictions:
     model: str
     file: Path
     classes: list[str]
-    score: float  # detections below it were left out
+    score: float  # detections below it are not in the file
     images: list[Shown]
 
 
@@ -135,7 +144,7 @@ def _make(dataset: str, found: list[Predictions], images: list[Path], stem: Path
         len(images), len(titles), figsize=size, squeeze=False, layout="constrained", height_ratios=heights
     )
     for number, (row, picture) in enumerate(zip(axes, pictures, strict=True)):
-        columns = [found[0].images[number].truth, *(one.images[number].detections for one in found)]
+        columns = [found[0].images[number].truth, *(one.images[number].best for one in found)]
         for axis, boxes in zip(row, columns, strict=True):
             axis.imshow(picture)
             axis.set_axis_off()
@@ -143,14 +152,17 @@ def _make(dataset: str, found: list[Predictions], images: list[Path], stem: Path
                 _draw(axis, box, found[0].classes)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
-    note = f"{DATASETS.get(dataset, dataset)}: detections that score {found[0].score:g} or more"
+    note = f"{DATASETS.get(dataset, dataset)}: as many detections as objects, those of the highest scores"
     if any(box.ignored for image in found[0].images[:ROWS] for box in image.truth):
-        note += "; dashed objects are not counted"
+        note += "\nDashed objects are not counted"
     figure.supxlabel(note, fontsize=9)
     save(figure, stem)
 
 
 def _draw(axis: Any, box: Box, classes: list[str]) -> None:
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
     from analysis.style import plt
 
     x0, y0, x1, y1 = box.box
@@ -162,7 +174,8 @@ def _draw(axis: Any, box: Box, classes: list[str]) -> None:
         axis.add_patch(plt.Rectangle(place, x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=width, linestyle=line))
     text = classes[box.label] + ("" if box.score is None else f" {box.score:.2f}")
     patch = dict(facecolor=colour, edgecolor="none", pad=0.8)
-    axis.text(x0, y0, text, fontsize=5.5, color="white", verticalalignment="bottom", bbox=patch, clip_on=True)
+    ink = "black" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.5 else "white"
+    axis.text(x0, y0, text, fontsize=5.5, color=ink, verticalalignment="bottom", bbox=patch, clip_on=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.ImageColor import getrgb
 
 from analysis import detections, pictures
-from analysis.detections import class_colour, find
+from analysis.detections import Box, Shown, class_colour, find
 from common.cli import UserError
 
 
@@ -55,6 +55,13 @@ def test_a_figure_a_data_set_in_the_order_of_the_models(args, saved, capsys):
     assert capsys.readouterr().out.count("written") == 2
     detections.build(args)
     assert capsys.readouterr().out.count("up to date") == 2
+
+
+def test_as_many_detections_as_objects_the_best_last():
+    boxes = [Box((0, 0, 1, 1), 0, score) for score in (0.2, 0.9, 0.1, 0.4)]
+    shown = Shown("x", [Box((0, 0, 1, 1), 0)] * 2, boxes)
+    assert [box.score for box in shown.best] == [0.4, 0.9]
+    assert Shown("x", [], boxes).best == []
 
 
 def test_without_detections_the_command_is_named(args):
