@@ -22,7 +22,7 @@ SETUP := $(if $(filter file,$(origin PYTHON)),$(VENV)/.complete)
 COMMON  = --profile "$(PROFILE)" --seed "$(SEED)" --data "$(DATA)"
 METHODS = --method "$(METHOD)"
 RESUMED = $(if $(RESUME),--resume)
-FREEZE  = $(if $(FROZEN),--frozen)
+FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
 
 # Trainers may run on several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS counts those
