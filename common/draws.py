@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 class Draw(NamedTuple):
     """One visit to an image: its place in the data set, and the seed of every random choice of that visit."""
 
-    place: int
+    place: Any  # the index, unless the data set takes more
     seed: int
 
 

@@ -1,13 +1,17 @@
 """ADE20K's layout, with ADE20K's classes or others, and a reader of class maps that names broken files."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import mmcv
 import numpy as np
+from mmcv.transforms import BaseTransform, to_tensor
 from mmseg.datasets import ADE20KDataset
-from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from common.cli import UserError
+from segmentation.batches import Scaled
 
 
 @DATASETS.register_module()
@@ -28,6 +32,12 @@ class ADE20K(ADE20KDataset):
             raise UserError(f"data set folder {self.data_prefix['img_path']} holds no {self.img_suffix} images")
         return [{**entry, "num_classes": len(self._metainfo["classes"])} for entry in entries]
 
+    def prepare_data(self, idx: int | Scaled) -> Any:
+        """Return what the pipeline makes of an image; that of a batch with one scale knows it by `scale`."""
+        if isinstance(idx, Scaled):
+            return self.pipeline({**self.get_data_info(idx.place), "scale": idx.scale})
+        return super().prepare_data(idx)
+
 
 @TRANSFORMS.register_module()
 class LoadClassMap(LoadAnnotations):
@@ -47,3 +57,50 @@ class LoadClassMap(LoadAnnotations):
         highest = int(np.where(labels == 255, 0, labels).max())
         if highest >= results["num_classes"]:
             raise UserError(f"annotation {path} has label {highest + 1}; there are {results['num_classes']} classes")
+
+
+@TRANSFORMS.register_module()
+class ResizeToScale(BaseTransform):
+    """Resize image (bilinear) and class map (nearest) with Pillow to the batch's `scale`, the aspect ratio kept."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Replace `img` and `gt_seg_map`; set `img_shape` (H, W)."""
+        height, width = size = resized(results["img"].shape[:2], results["scale"])
+        for key, interpolation in (("img", "bilinear"), ("gt_seg_map", "nearest")):
+            results[key] = mmcv.imresize(results[key], (width, height), interpolation=interpolation, backend="pillow")
+        results["img_shape"] = size
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackScales(PackSegInputs):
+    """mmseg's PackSegInputs, but `inputs` are the image at each of the `scales`; the class map stays as it is.
+
+    Each side is rounded up to a multiple of `size_divisor` by resizing to that, not by padding.
+    """
+
+    def __init__(self, scales: Sequence[tuple[int, int]], size_divisor: int) -> None:
+        super().__init__()
+        self.scales, self.size_divisor = scales, size_divisor
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return `inputs`, a list of uint8 tensors (3, h, w), and `data_samples`."""
+        packed = super().transform(results)
+        packed["inputs"] = []
+        for scale in self.scales:
+            sides = resized(results["img"].shape[:2], scale)
+            height, width = (-(-side // self.size_divisor) * self.size_divisor for side in sides)
+            image = mmcv.imresize(results["img"], (width, height), interpolation="bilinear", backend="pillow")
+            packed["inputs"].append(to_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))))
+        return packed
+
+
+def resized(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) in pixels after resizing to a shorter side, unless the longest side limits it.
+
+    `scale` is (longest, shorter). Fractions are cut off, as in CSAIL's code; mmcv would round.
+    """
+    longest, shorter = scale
+    factor = min(shorter / min(size), longest / max(size))
+    height, width = size
+    return int(height * factor), int(width * factor)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
+from common.cli import UserError
+
 
 @PARAM_SCHEDULERS.register_module()
 class StaircasePolyLR(_ParamScheduler):
@@ -14,11 +16,16 @@ class StaircasePolyLR(_ParamScheduler):
     for mmengine's Runner, which then ends it after the first.
 
     The paper (D.3) decays the rate every 500 of 150,000 iterations; CSAIL's code, at every one (`every=1`).
+    Raises UserError for a training longer than `total`, whose rate has no value (the Runner gives its length, `end`).
     """
 
     def __init__(
         self, optimizer: Any, *, power: float, every: int, total: int, by_epoch: Literal[False], **kwargs: Any
     ) -> None:
+        if (length := kwargs.get("end", 0)) > total:
+            raise UserError(
+                f"config: {length} iterations, but the learning rate ends at param_scheduler.0.total={total}"
+            )
         self.power, self.every, self.total = power, every, total
         super().__init__(optimizer, "lr", by_epoch=by_epoch, **kwargs)
 

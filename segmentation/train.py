@@ -7,13 +7,9 @@ validation images, for the figure.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common import cli, dense
 from segmentation import predictions
-
-if TYPE_CHECKING:
-    from common.engine import Runner
 
 PLACE = "unpack ADEChallengeData2016.zip, so that images and annotations, each with training and validation, lie"
 
@@ -29,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
         register=register,
         place=PLACE,
-        before_test=average_over_scales,
+        details=lambda found: {"IoU": found["IoU"]},
         finish=partial(predictions.save, data=args.data),
         products=predictions.files,
     )
@@ -44,20 +40,13 @@ def register() -> None:
 
     # Right for a loss with class weights, whose mean leaves ignored pixels out (see the demo's config).
     warnings.filterwarnings("ignore", message="Default ``avg_non_ignore`` is False")
-    # mmseg's own averaging over scales does this.
-    warnings.filterwarnings("ignore", message="The shape of value will convert from")
     register_segmentation()
     import common.pipeline  # noqa: F401
+    import segmentation.batches
     import segmentation.datasets
-    import segmentation.schedule  # noqa: F401
-
-
-def average_over_scales(runner: "Runner") -> None:
-    """For multi-scale evaluation, let the trained model answer with the mean of its softmax over the scales."""
-    if runner.cfg.evaluation == "multi-scale":
-        from mmseg.models import SegTTAModel
-
-        runner.model = SegTTAModel(runner.model)
+    import segmentation.metric
+    import segmentation.schedule
+    import segmentation.upernet  # noqa: F401
 
 
 if __name__ == "__main__":

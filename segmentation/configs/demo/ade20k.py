@@ -29,13 +29,23 @@ model = dict(
 )
 # 64 pixels: the digits then have about the size at which pretraining saw them, and more scenes fit into a
 # minute. No flip: a digit has a right way round.
-resize = dict(type="Resize", scale=(64, 64), keep_ratio=True, backend="pillow")
-train_pipeline = [dict(type="LoadImage"), dict(type="LoadClassMap"), resize, dict(type="PackSegInputs")]
-test_pipeline = [dict(type="LoadImage"), resize, dict(type="LoadClassMap"), dict(type="PackSegInputs")]
+scales = [(64, 64)]
+train_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="LoadClassMap"),
+    dict(type="ResizeToScale"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="LoadClassMap"),
+    dict(type="PackScales", scales=scales, size_divisor=32),
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     persistent_workers=False,
+    batch_sampler=dict(scales=scales),
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
 test_dataloader = dict(

@@ -1,0 +1,33 @@
+"""Batches of images at one scale."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.registry import DATA_SAMPLERS
+
+from common.draws import Draw, EndlessBatches
+
+
+class Scaled(NamedTuple):
+    """A place in the data set, and the (longest, shorter) side in pixels that the image is resized to."""
+
+    place: int
+    scale: tuple[int, int]
+
+
+@DATA_SAMPLERS.register_module()
+class ScaledBatches(EndlessBatches):
+    """EndlessBatches, each with one of `scales`, as CSAIL's loader has it; mmseg draws one an image.
+
+    The data set must take `Scaled` places. The scale follows from the seed of the batch's first visit.
+    """
+
+    def __init__(self, *args: Any, scales: Sequence[tuple[int, int]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scales = scales
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in super().__iter__():
+            scale = self.scales[int(np.random.default_rng(batch[0].seed).integers(len(self.scales)))]
+            yield [Draw(Scaled(visit.place, scale), visit.seed) for visit in batch]
