@@ -1,17 +1,19 @@
 """ADE20K's layout, with ADE20K's classes or others, and a reader of class maps that names broken files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform, to_tensor
 from mmseg.datasets import ADE20KDataset
-from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from common.cli import UserError
 from segmentation.batches import Scaled
+from segmentation.preflight import read_class_map
 
 
 @DATASETS.register_module()
@@ -40,23 +42,15 @@ class ADE20K(ADE20KDataset):
 
 
 @TRANSFORMS.register_module()
-class LoadClassMap(LoadAnnotations):
-    """mmseg's LoadAnnotations; raises UserError naming a map that is missing, broken or beyond the classes."""
+class LoadClassMap(BaseTransform):
+    """Read the class map of an image; raises UserError naming one that is missing, broken or beyond the classes."""
 
-    def _load_seg_map(self, results: dict[str, Any]) -> None:
-        path = results["seg_map_path"]
-        try:
-            super()._load_seg_map(results)
-        except FileNotFoundError:
-            raise UserError(f"annotation {path} is missing; restore the data set") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
-        labels = results["gt_seg_map"]
-        if labels.shape != results["ori_shape"]:
-            raise UserError(f"annotation {path} is {labels.shape}, but its image is {results['ori_shape']} pixels")
-        highest = int(np.where(labels == 255, 0, labels).max())
-        if highest >= results["num_classes"]:
-            raise UserError(f"annotation {path} has label {highest + 1}; there are {results['num_classes']} classes")
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `gt_seg_map` (H, W) uint8: class indices, 255 where unlabelled."""
+        labels = read_class_map(Path(results["seg_map_path"]), results["num_classes"], results["ori_shape"])
+        results["gt_seg_map"] = labels - np.uint8(1)  # of 0 remains 255
+        results["seg_fields"].append("gt_seg_map")
+        return results
 
 
 @TRANSFORMS.register_module()

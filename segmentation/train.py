@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from common import cli, dense
-from segmentation import predictions
+from segmentation import predictions, preflight
 
 PLACE = "unpack ADEChallengeData2016.zip, so that images and annotations, each with training and validation, lie"
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
         register=register,
         place=PLACE,
+        preflight=preflight.check,
         details=lambda found: {"IoU": found["IoU"]},
         finish=partial(predictions.save, data=args.data),
         products=predictions.files,

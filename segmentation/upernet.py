@@ -103,7 +103,7 @@ def _rows(logits: Tensor, top: int, bottom: int, size: tuple[int, int]) -> Tenso
     """Return the rows from `top` to `bottom` of `logits` (C, h, w) enlarged to `size`: (C, bottom - top, W)."""
     height = logits.shape[1]
     # The centres of the rows, in rows of `logits` (align_corners=False); beyond the first centre the first row repeats.
-    centre = (torch.arange(top, bottom, device=logits.device) + 0.5) * (height / size[0]) - 0.5
+    centre = (torch.arange(top, bottom, device=logits.device, dtype=logits.dtype) + 0.5) * (height / size[0]) - 0.5
     centre = centre.clamp(0, height - 1)
     above = centre.long()
     below = (above + 1).clamp(max=height - 1)
