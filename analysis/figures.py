@@ -1,4 +1,8 @@
-"""Segmentation of the first validation images by each method (paper, figure 2): `python -m analysis.figures`."""
+"""Segmentation of the first validation images by each method (paper, F and figure 2): `python -m analysis.figures`.
+
+A row each: image, ground truth, and the prediction of each method at the image's own size, in the data set's
+colours; unlabelled pixels are black. The legend names the classes that occur.
+"""
 
 import argparse
 import json
@@ -17,7 +21,10 @@ if TYPE_CHECKING:
 
 MODULE = "analysis.figures"
 ROWS = 10  # the paper shows the first ten images
-LEGEND_UP_TO = 20  # classes
+LEGEND_UP_TO = 151  # classes: all of ADE20K's, and unlabelled
+COLUMN = 1.2  # inches
+FONT = 7  # points
+_REMEDY = "restore the data set, or run the segmentation again"
 _KEYS = ("images", "annotations", "palette", "classes")
 
 
@@ -41,7 +48,7 @@ class Predictions:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    build(arguments(MODULE, __doc__ or "", argv))
+    build(arguments(MODULE, (__doc__ or "").splitlines()[0], argv))
 
 
 def build(args: argparse.Namespace) -> Path:
@@ -81,6 +88,23 @@ def colour(classes: "np.ndarray", palette: list[list[int]]) -> "np.ndarray":
     return black_last[np.where(classes < 0, len(palette), classes)]
 
 
+def read_classes(path: Path, size: tuple[int, int], number: int) -> "np.ndarray":
+    """Return a file's labels (H, W) as int64. Raises UserError unless they are of this `size` and below `number`."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image).astype(np.int64)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"class map {path} is truncated or corrupt ({error}); {_REMEDY}") from None
+    if labels.shape != size:
+        raise UserError(f"class map {path} is {labels.shape}, but its image is {size} pixels; {_REMEDY}")
+    if labels.max() >= number:
+        raise UserError(f"class map {path} holds label {labels.max()}, not 0 to {number - 1}; {_REMEDY}")
+    return labels
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -94,36 +118,55 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _make(found: list[Predictions], pairs: list[tuple[str, str]], data: Path, stem: Path) -> None:
     import numpy as np
-    from PIL import Image
 
     from analysis.style import plt, save
     from common.data import read_image
 
     palette, classes = found[0].index["palette"], found[0].index["classes"]
     titles = ["Image", "Ground truth", *(model_name(p.model) for p in found)]
-    figure, axes = plt.subplots(
-        len(pairs), len(titles), figsize=(1.9 * len(titles), 1.9 * len(pairs)), squeeze=False, layout="constrained"
-    )
-    seen: set[int] = set()
-    for row, (image, annotation) in zip(axes, pairs, strict=True):
+    rows = []
+    for image, annotation in pairs:
+        photo = np.asarray(read_image(data / image))
+        size = (photo.shape[0], photo.shape[1])
         # ADE20K's annotations count from 1 and 0 is unlabelled; predictions count from 0.
-        truth = np.asarray(Image.open(data / annotation)).astype(int) - 1
-        maps = [truth, *(np.asarray(Image.open(p.of(image))).astype(int) for p in found)]
-        seen |= {int(label) for one in maps for label in np.unique(one) if label >= 0}
-        if max(seen) >= len(classes):
-            raise UserError(f"{data / annotation} or its predictions hold class {max(seen)} of {len(classes)}")
-        for axis, shown in zip(
-            row, [np.asarray(read_image(data / image)), *(colour(m, palette) for m in maps)], strict=True
-        ):
-            axis.imshow(shown)
+        maps = [read_classes(data / annotation, size, len(classes) + 1) - 1]
+        maps += [read_classes(p.of(image), size, len(classes)) for p in found]
+        rows.append((photo, maps))
+    heights = [photo.shape[0] / photo.shape[1] for photo, _ in rows]
+    figure, axes = plt.subplots(
+        *(len(rows), len(titles)),
+        figsize=(COLUMN * len(titles), COLUMN * sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        gridspec_kw={"wspace": 0.03, "hspace": 0.03},
+    )
+    for row, (photo, maps) in zip(axes, rows, strict=True):
+        row[0].imshow(photo)
+        for axis, classes_of in zip(row[1:], maps, strict=True):
+            axis.imshow(colour(classes_of, palette), interpolation="none")  # in the PDF every pixel is there
+        for axis in row:
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
-    if len(seen) <= LEGEND_UP_TO:
+        axis.set_title(title, fontsize=FONT)
+    seen = np.unique(np.concatenate([np.unique(one) for _, maps in rows for one in maps])).tolist()
+    named = [(classes[k], palette[k]) for k in seen if k >= 0] + [("unlabelled", [0, 0, 0])] * (-1 in seen)
+    if len(named) <= LEGEND_UP_TO:
         patches = [
-            plt.Rectangle((0, 0), 1, 1, facecolor=np.divide(palette[k], 255), edgecolor="#888888") for k in sorted(seen)
+            plt.Rectangle((0, 0), 1, 1, facecolor=np.divide(rgb, 255), edgecolor="#888888", linewidth=0.4)
+            for _, rgb in named
         ]
-        figure.legend(patches, [classes[k] for k in sorted(seen)], loc="outside lower center", ncols=6)
+        anchor = axes[-1][0].get_position()
+        figure.legend(
+            patches,
+            [name for name, _ in named],
+            loc="upper center",
+            bbox_to_anchor=(0.5, anchor.y0 - 0.005),
+            ncols=len(titles),
+            fontsize=FONT,
+            handlelength=1,
+            handleheight=1,
+            columnspacing=1,
+        )
     save(figure, stem)
 
 

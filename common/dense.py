@@ -58,6 +58,7 @@ class Task:
     # Checks a data set of the config before training; the folder is for what common.preflight remembers.
     preflight: Callable[[ConfigDict, Path], None] = lambda dataset, cache: None
     before_test: Callable[["Runner"], None] = lambda runner: None
+    facts: Callable[[Config], dict[str, Any]] = lambda config: {}  # what else the record's protocol says
     # From all that the evaluator found to the record's `details`, such as the value of each class.
     details: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: {}
     finish: Callable[["Runner"], None] = lambda runner: None  # what else a finished run leaves
@@ -135,7 +136,7 @@ def _evaluate(
     record = run.finish(
         args.results,
         metrics=metrics,
-        protocol=protocol_facts(runner, n_train=len(train), n_test=len(test)),
+        protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
         data_fingerprint=fingerprint,
         device=next(runner.model.parameters()).device.type,
         details=task.details(found) or None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mmcv
 import numpy as np
@@ -22,6 +22,9 @@ class ADE20K(ADE20KDataset):
 
     mmseg takes other classes for a selection of ADE20K's 150; here they are what the maps' labels mean.
     """
+
+    # mmseg has a blank after "bed".
+    METAINFO: ClassVar = {**ADE20KDataset.METAINFO, "classes": tuple(map(str.strip, ADE20KDataset.METAINFO["classes"]))}
 
     @classmethod
     def get_label_map(cls, new_classes: Any = None) -> None:

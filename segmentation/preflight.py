@@ -38,7 +38,7 @@ def check(dataset: "ConfigDict", cache: Path) -> None:
     classes = len(dataset.metainfo.classes) if "metainfo" in dataset else CLASSES
     check_once(
         f"ade20k-{folders[0].name}",
-        [(path, maps[name]) for name, path in images.items()],
+        lambda: [(path, maps[name]) for name, path in images.items()],
         partial(check_pair, classes=classes),
         files=[*images.values(), *maps.values()],
         settings=str(classes),

@@ -7,17 +7,28 @@ validation images, for the figure.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common import cli, dense
 from segmentation import predictions, preflight
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 PLACE = "unpack ADEChallengeData2016.zip, so that images and annotations, each with training and validation, lie"
+SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.2.scales": [(1000, 450)]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: sys.argv)."""
-    args = dense.parser("segmentation.train", __doc__.splitlines()[0]).parse_args(argv)
+    parser = dense.parser("segmentation.train", __doc__.splitlines()[0])
+    parser.add_argument(
+        "--single-scale", action="store_true", help="test the paper's settings at a shorter side of 450 alone"
+    )
+    args = parser.parse_args(argv)
     cli.announce("segmentation.train", args, runs=args.runs)
+    if args.single_scale and args.profile == "demo":
+        raise cli.UserError("--single-scale is for PROFILE=imagenet; the demo is tested at one scale as it is")
     task = dense.Task(
         name="segmentation",
         dataset="ade20k",
@@ -25,12 +36,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
         register=register,
         place=PLACE,
+        variant="single-scale" if args.single_scale else None,
+        options=SINGLE_SCALE if args.single_scale else {},
         preflight=preflight.check,
+        facts=facts,
         details=lambda found: {"IoU": found["IoU"]},
         finish=partial(predictions.save, data=args.data),
         products=predictions.files,
     )
     dense.evaluate_all(task, args)
+
+
+def facts(config: "Config") -> dict[str, Any]:
+    """Return what the paper leaves open: the sizes of the test, (longest, shorter) side; the label of padding."""
+    return {
+        "test_scales": [list(scale) for scale in config.test_dataloader.dataset.pipeline[-1].scales],
+        "padding_label": config.model.data_preprocessor.seg_pad_val,
+    }
 
 
 def register() -> None:

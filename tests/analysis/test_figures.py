@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import curves, figures, tsne
+from analysis import curves, figures, style, tsne
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.cli import UserError
@@ -51,9 +51,61 @@ def test_segmentation_errors(args, predictions):
             figures.build(args)
 
 
-def test_prediction_of_an_unknown_class(args, predictions):
-    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(predictions("byol") / "v1.png")
-    with pytest.raises(UserError, match="hold class 7 of 3"):
+def test_segmentation_figure_has_a_row_an_image_and_names_the_classes_that_occur(args, predictions, monkeypatch):
+    for model in ("simsiam", "simsiam_gsg", "byol", "byol_gsg"):
+        place = predictions(model)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(place / "v2.png")
+    # The truth of v1 is one class, that of v2 unlabelled: the third class occurs nowhere but in simsiam's answer.
+    for name, label in (("v1", 2), ("v2", 0)):
+        Image.fromarray(np.full((8, 8), label, np.uint8)).save(args.data / "ade" / f"{name}.png")
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(figure))
+
+    def build():
+        monkeypatch.setattr(figures, "make_once", lambda *arguments: arguments[-1]())
+        figures.build(args)
+        return drawn.pop()
+
+    figure = build()
+    assert len(figure.axes) == 2 * 6
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["Image", "Ground truth", "SimSiam", "SimSiam w/ GSG", "BYOL", "BYOL w/ GSG"]
+    [legend] = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["background", "cup", "door", "unlabelled"]
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert {part.shape for part in shown} == {(8, 8, 3)}  # the images' own size
+    assert np.unique(shown[1].reshape(-1, 3), axis=0).tolist() == [PALETTE[1]]
+    assert np.unique(shown[7].reshape(-1, 3), axis=0).tolist() == [[0, 0, 0]]
+    for model in ("simsiam", "simsiam_gsg", "byol", "byol_gsg"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(
+            args.runs / "demo" / "segmentation-ade20k" / f"{model}-seed0" / "predictions" / "v1.png"
+        )
+    assert [text.get_text() for text in build().legends[0].get_texts()] == ["background", "cup", "unlabelled"]
+
+
+def test_segmentation_pdf_embeds_its_fonts(args, predictions):
+    predictions("byol")
+    content = figures.build(args).with_suffix(".pdf").read_bytes()
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.full((8, 8), 7, np.uint8), r"v1\.png holds label 7, not 0 to 2; restore"),
+        (np.zeros((8, 9), np.uint8), r"v1\.png is \(8, 9\), but its image is \(8, 8\) pixels; restore"),
+        (None, r"v1\.png is truncated or corrupt \(.*\); restore"),
+    ],
+)
+def test_prediction_that_cannot_be(args, predictions, content, message):
+    path = predictions("byol") / "v1.png"
+    if content is None:
+        path.write_bytes(path.read_bytes()[:-30])
+    else:
+        Image.fromarray(content).save(path)
+    with pytest.raises(UserError, match=message):
         figures.build(args)
 
 

