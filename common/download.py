@@ -30,6 +30,7 @@ CHUNK = 2**18
 COCO_COUNTS = {"train2017": 118_287, "val2017": 5_000}
 VOC2012_TRAINVAL = 11_540
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+ADE20K_COUNTS = {"training": 20_210, "validation": 2_000}
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,20 @@ def _check_coco(name: str, data: Path) -> None:
         print(f"{root / split}: {count} images, as published")
 
 
+def _check_ade20k(name: str, data: Path) -> None:
+    root = data / SOURCES[name].folder
+    for split, count in ADE20K_COUNTS.items():
+        for kind, ending in (("images", "jpg"), ("annotations", "png")):
+            folder = root / kind / split
+            if not folder.is_dir():
+                raise UserError(f"data set folder {folder} is missing; {make_data(name, data, root)}")
+            found = sum(1 for _ in folder.glob(f"*.{ending}"))
+            if found != count:
+                remedy = make_data(name, data, root)
+                raise UserError(f"data set folder {folder} has {found} .{ending} files, not {count}; {remedy}")
+        print(f"{root}: {count} {split} images with annotations, as published")
+
+
 _CARS = """\
 Stanford Cars cannot be downloaded any more: its origin is gone. Copies are found under the name
 "Stanford Cars Dataset" (16,185 images). Place these files in {folder}:
@@ -349,6 +364,12 @@ _COCO_FILES = (
     ("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541, 850_000_000),
 )
 _VOC_SIZES = {"2007": 460_032_000, "2007-test": 451_020_800, "2012": 1_999_639_040}
+# Neither does CSAIL.
+_ADE20K = (
+    "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    "7328b3957e407ddae1d3cbf487f149ef",
+)
+_ADE20K_SIZE = 967_382_037
 _PARTITIONS = (
     "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
     "29a205c0a0129d21f36cbecfefe81881",
@@ -392,6 +413,7 @@ SOURCES: dict[str, Source] = {
         lambda tv: [File(_COCO + path, md5, "coco", None, size, large) for path, md5, size, large in _COCO_FILES],
         check=_check_coco,
     ),
+    "ade20k": Source("ADEChallengeData2016", lambda tv: [File(*_ADE20K, size=_ADE20K_SIZE)], check=_check_ade20k),
 }
 # What one name asks for, data set by data set.
 TOGETHER = {"voc": ("voc2007", "voc2012")}

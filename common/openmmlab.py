@@ -131,6 +131,8 @@ def prepare() -> None:
     # An optional, faster COCO evaluator of mmdet, which nothing here uses. The warnings about line NMS and
     # MultiScaleDeformableAttention need no filter: with `mmcv._ext` in place their cause is gone.
     warnings.filterwarnings("ignore", message="faster_coco_eval is not installed", category=UserWarning)
+    # More workers than cores, on a small machine: they take turns, that is all.
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 
 def register_detection() -> None:

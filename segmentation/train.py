@@ -15,7 +15,7 @@ from segmentation import predictions, preflight
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-PLACE = "unpack ADEChallengeData2016.zip, so that images and annotations, each with training and validation, lie"
+PLACE = "unpack ADEChallengeData2016.zip so that images and annotations, each with training and validation, lie"
 SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.2.scales": [(1000, 450)]}
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs=Path(__file__).parent / "configs",
         metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
         register=register,
-        place=PLACE,
+        place=f"{cli.make_data('ade20k', args.data)}, or {PLACE}",
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
         preflight=preflight.check,

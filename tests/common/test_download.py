@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -350,6 +351,39 @@ def test_cifar10_over_the_wire(server, tmp_path, monkeypatch):
             download.main(["--dataset", "cifar10", "--data", str(tmp_path)])
     assert server.ranges == ["bytes=100-"]
     assert cifar10(tmp_path, "train").labels.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_ade20k_over_the_wire(server, tmp_path, monkeypatch):
+    """The real row of the table, address and checksum changed: continued, unpacked, counted."""
+    root = "ADEChallengeData2016"
+    members = {f"{root}/objectInfo150.txt": b""}
+    for split, short, count in (("training", "train", 3), ("validation", "val", 2)):
+        for k in range(1, count + 1):
+            members[f"{root}/images/{split}/ADE_{short}_{k:08d}.jpg"] = b"image"
+            members[f"{root}/annotations/{split}/ADE_{short}_{k:08d}.png"] = b"map"
+    content = zipped(members)
+    server.files[f"{root}.zip"] = content
+    with monkeypatch.context() as patch:
+        patch.setattr(download.shutil, "disk_usage", lambda place: Namespace(free=10**9))
+        with pytest.raises(UserError, match=r"^ade20k needs 1\.9 GB more"):
+            provide("ade20k", tmp_path)
+    monkeypatch.setattr(download, "_ADE20K", (f"{server.url}/{root}.zip", md5(content)))
+    monkeypatch.setattr(download, "_ADE20K_SIZE", len(content))
+    part = tmp_path / "downloads" / "ade20k" / f"{root}.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(content[:100])
+    message = rf"images/training has 3 \.jpg files, not 20210; move {tmp_path}/{root} away and run `make data"
+    with pytest.raises(UserError, match=message):
+        download.main(["--dataset", "ade20k", "--data", str(tmp_path)])
+    assert server.ranges == ["bytes=100-"]
+    monkeypatch.setattr(download, "ADE20K_COUNTS", {"training": 3, "validation": 2})
+    provide("ade20k", tmp_path)
+    (tmp_path / root / "annotations/validation/ADE_val_00000002.png").unlink()
+    with pytest.raises(UserError, match=r"annotations/validation has 1 \.png files, not 2"):
+        provide("ade20k", tmp_path)
+    shutil.rmtree(tmp_path / root / "annotations")
+    with pytest.raises(UserError, match=r"annotations/training is missing; move .* away and run `make data"):
+        provide("ade20k", tmp_path)
 
 
 def test_the_command_ends_with_one_line(tmp_path):

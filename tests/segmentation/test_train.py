@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis import figures
 from common import engine
 from common.cli import UserError
 from common.records import read_record
@@ -100,17 +101,44 @@ def _interrupt_after(steps: int):
 
 
 @pytest.mark.slow
-def test_the_published_evaluation_at_several_scales(broken: Place) -> None:
-    (broken.data / "demo" / "ADEChallengeData2016").rename(broken.data / "ADEChallengeData2016")
-    scales = [f"test_dataloader.dataset.pipeline.1.transforms.0.{k}.scale=({96 + 8 * k},64)" for k in range(5)]
-    workers = [f"{split}_dataloader.num_workers=0" for split in ("train", "test")]
-    options = (*SMALL, *scales, *workers, "train_dataloader.persistent_workers=False")
-    small = "train_dataloader.dataset.pipeline.2.scales=[(96,64)]"
-    results = broken.run(main, "--profile=imagenet", options=(*options, small))
-    record = read_record(results / RECORD.replace("demo", "imagenet"))
-    assert record["protocol"]["evaluation"] == "multi-scale"
-    index = json.loads((broken.root / WORK_DIR.replace("demo", "imagenet") / "predictions" / "index.json").read_text())
-    assert len(index["classes"]) == 150
+@pytest.mark.parametrize("single_scale", [False, True])
+def test_the_papers_settings_from_data_to_figure(small_ade20k: Path, tmp_path: Path, single_scale: bool) -> None:
+    """20 iterations of ResNet-50 and the whole UPerNet, the test and the figure; images a tenth of the size."""
+    place = Place(small_ade20k, tmp_path)
+    scales = "[(160,48),(160,60),(160,72),(160,84),(160,96)]"
+    options = ["train_cfg.max_iters=20", f"train_dataloader.batch_sampler.scales={scales}"]
+    if single_scale:
+        options += ["train_cfg.max_iters=1", "test_dataloader.dataset.pipeline.2.scales=[(160,72)]"]
+    else:
+        options.append(f"test_dataloader.dataset.pipeline.2.scales={scales}")
+    flags = ["--single-scale"] if single_scale else []
+    results = place.run(main, "--profile=imagenet", *flags, arch="resnet50", options=tuple(options))
+    name = "ade20k-single-scale" if single_scale else "ade20k"
+    record = read_record(results / f"imagenet/segmentation/tiny/{name}-seed0.json")
+    wanted = {
+        "iterations": 1 if single_scale else 20,
+        "batch": 2,
+        "lr": 0.02,
+        "n_train": 6,
+        "n_test": 3,
+        "evaluation": "single-scale" if single_scale else "multi-scale",
+        "padding_label": 0,
+    }
+    assert record["protocol"].items() >= wanted.items()
+    assert len(record["protocol"]["test_scales"]) == (1 if single_scale else 5)
+    each = record["details"]["IoU"]
+    assert len(each) == 150
+    assert [list(each)[k] for k in (0, 7, 149)] == ["wall", "bed", "flag"]
+    assert record["metrics"]["mIoU"] == pytest.approx(sum(value or 0 for value in each.values()) / 150, abs=1e-3)
+    if single_scale:
+        return
+    folders = [f"--{kind}={tmp_path / kind}" for kind in ("data", "runs", "reports")]
+    figures.main(["--profile=imagenet", *folders])
+    assert Image.open(tmp_path / "reports/imagenet/segmentation.png").size[0] > 400
+    assert (tmp_path / "reports/imagenet/segmentation.pdf").is_file()
+    log = [json.loads(line) for line in (tmp_path / "runs/imagenet/segmentation-ade20k/tiny-seed0/log.jsonl").open()]
+    assert [line["step"] for line in log] == [10, 20]
+    assert {line["lr"] for line in log} == {0.02}
 
 
 def test_a_cifar_backbone_is_refused(place: Place) -> None:

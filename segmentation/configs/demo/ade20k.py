@@ -44,7 +44,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
-    persistent_workers=False,
     batch_sampler=dict(scales=scales),
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )

@@ -25,7 +25,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=2,  # in all, on one GPU; CSAIL's code fits neither rate nor length to another batch, nor do we
     num_workers=4,
-    persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     batch_sampler=dict(type="ScaledBatches", scales=scales, by_shape=True),  # one scale, tall or wide images
     dataset=dict(
