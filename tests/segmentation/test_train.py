@@ -70,23 +70,36 @@ def test_a_finished_run_is_repeated_only_if_a_prediction_is_gone(place: Place, c
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_ade20k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (*SMALL, "train_cfg.max_iters=4", "default_hooks.checkpoint.interval=2")
-    checkpoint = place.checkpoint("resnet18")
-    subject = (f"--checkpoint={checkpoint}", "--name=tiny")
-    place.run(main, *subject, arch=None, options=options)
-    interrupted = Place(place.data, tmp_path / "interrupted")
+    """Bit for bit, with the paper's random scales and flips, drawn in workers."""
+    scales = "[(160,48),(160,60),(160,72)]"
+    options = [*SMALL, "train_cfg.max_iters=5", "default_hooks.checkpoint.interval=2", "train_dataloader.num_workers=2"]
+    options += [
+        f"train_dataloader.batch_sampler.scales={scales}",
+        "test_dataloader.dataset.pipeline.2.scales=[(96,48)]",
+    ]
+    arguments = (
+        "--profile=imagenet",
+        f"--checkpoint={Place(small_ade20k, tmp_path).checkpoint('resnet18')}",
+        "--name=tiny",
+    )
+    whole, broken = Place(small_ade20k, tmp_path / "whole"), Place(small_ade20k, tmp_path / "broken")
+    whole.run(main, *arguments, arch=None, options=tuple(options))
     with monkeypatch.context() as patch:
         patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(3))
         with pytest.raises(KeyboardInterrupt):
-            interrupted.run(main, *subject, arch=None, options=options)
-    interrupted.run(main, *subject, "--resume", arch=None, options=options)
-    whole, resumed = (
-        engine.read_resume_file(root / WORK_DIR / "iter_4.pth")["state_dict"] for root in (place.root, interrupted.root)
+            broken.run(main, *arguments, arch=None, options=tuple(options))
+    broken.run(main, *arguments, "--resume", arch=None, options=tuple(options))
+    folder = WORK_DIR.replace("demo", "imagenet")
+    expected, found = (
+        engine.read_resume_file(place.root / folder / "iter_5.pth")["state_dict"] for place in (whole, broken)
     )
-    for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value, msg=name)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    records = [place.root / "results" / RECORD.replace("demo", "imagenet") for place in (whole, broken)]
+    assert read_record(records[0])["metrics"] == read_record(records[1])["metrics"]
 
 
 def _interrupt_after(steps: int):
