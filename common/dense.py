@@ -127,8 +127,11 @@ def _evaluate(
     with_config_mistakes_named(runner.train)
     save_weights(runner, settings=settings)
     task.before_test(runner)
-    with redirect_stdout(StringIO()):
-        found = runner.test_loop.run()
+    try:
+        with redirect_stdout(StringIO()):
+            found = runner.test_loop.run()
+    finally:
+        runner.close_progress()
     if runner.rank != 0:
         return
     metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}

@@ -70,9 +70,8 @@ class Runner(MMEngineRunner):
             return super().train()
         finally:
             self._end_workers()
+            self.close_progress()
             for hook in self.hooks:
-                if isinstance(hook, Progress):
-                    hook.close()
                 if isinstance(hook, StopOnSignal):
                     hook.restore()
 
@@ -83,6 +82,12 @@ class Runner(MMEngineRunner):
         if workers is not None:
             workers._shutdown_workers()
             loader._iterator = None
+
+    def close_progress(self) -> None:
+        """Close the progress bar, if one is open."""
+        for hook in self.hooks:
+            if isinstance(hook, Progress):
+                hook.close()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
@@ -425,14 +430,8 @@ class Progress(Hook):
         self._lengths = _lengths(runner)
         if runner.rank == 0:
             truncate_log(self._path, runner.iter, runner.epoch)
-            self._bar = tqdm(
-                total=runner.max_iters * self._images,
-                initial=runner.iter * self._images,
-                desc=Path(runner.work_dir).name,
-                unit="img",
-                mininterval=0.5 if sys.stderr.isatty() else 20,
-                dynamic_ncols=True,
-            )
+            name = Path(runner.work_dir).name
+            self._bar = _bar(name, runner.max_iters * self._images, runner.iter * self._images)
 
     def after_train_iter(
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -461,16 +460,38 @@ class Progress(Hook):
         """Close the bar."""
         self.close()
 
+    def before_test(self, runner: MMEngineRunner) -> None:
+        """Open the test's bar."""
+        if runner.rank == 0:
+            self._bar = _bar(f"{Path(runner.work_dir).name}, test", len(runner.test_dataloader.dataset))
+
+    def after_test_iter(
+        self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Advance the test's bar; the last images of several processes may be repeats."""
+        if self._bar is not None:
+            self._bar.update(min(len(outputs) * runner.world_size, (self._bar.total or 0) - self._bar.n))
+
+    def after_test(self, runner: MMEngineRunner) -> None:
+        """Close the test's bar."""
+        self.close()
+
     def close(self) -> None:
         """Close the bar, however training ended."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def _write(self, runner: MMEngineRunner, **line: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         numbers = {f"train/{key}": value for key, value in line.items() if key not in ("step", "epoch")}
         runner.visualizer.add_scalars(numbers, step=line["step"])
+
+
+def _bar(name: str, total: int, initial: int = 0) -> tqdm:
+    interval = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(total=total, initial=initial, desc=name, unit="img", mininterval=interval, dynamic_ncols=True)
 
 
 _SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
