@@ -24,7 +24,7 @@ ROWS = 10  # the paper shows the first ten images
 LEGEND_UP_TO = 151  # classes: all of ADE20K's, and unlabelled
 COLUMN = 1.2  # inches
 FONT = 7  # points
-_REMEDY = "restore the data set, or run the segmentation again"
+PREDICT = "run the segmentation again"
 _KEYS = ("images", "annotations", "palette", "classes")
 
 
@@ -88,31 +88,14 @@ def colour(classes: "np.ndarray", palette: list[list[int]]) -> "np.ndarray":
     return black_last[np.where(classes < 0, len(palette), classes)]
 
 
-def read_classes(path: Path, size: tuple[int, int], number: int) -> "np.ndarray":
-    """Return a file's labels (H, W) as int64. Raises UserError unless they are of this `size` and below `number`."""
-    import numpy as np
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"class map {path} is truncated or corrupt ({error}); {_REMEDY}") from None
-    if labels.shape != size:
-        raise UserError(f"class map {path} is {labels.shape}, but its image is {size} pixels; {_REMEDY}")
-    if labels.max() >= number:
-        raise UserError(f"class map {path} holds label {labels.max()}, not 0 to {number - 1}; {_REMEDY}")
-    return labels
-
-
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         wrong = [key for key in _KEYS if not isinstance(index[key], list) or not index[key]]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of predictions ({error}); run the segmentation again") from None
+        raise UserError(f"{path} is no index of predictions ({error}); {PREDICT}") from None
     if wrong or len(index["images"]) != len(index["annotations"]) or len(index["palette"]) != len(index["classes"]):
-        raise UserError(f"{path} is no index of predictions (its lists do not fit); run the segmentation again")
+        raise UserError(f"{path} is no index of predictions (its lists do not fit); {PREDICT}")
     return index
 
 
@@ -120,7 +103,7 @@ def _make(found: list[Predictions], pairs: list[tuple[str, str]], data: Path, st
     import numpy as np
 
     from analysis.style import plt, save
-    from common.data import read_image
+    from common.data import read_class_map, read_image
 
     palette, classes = found[0].index["palette"], found[0].index["classes"]
     titles = ["Image", "Ground truth", *(model_name(p.model) for p in found)]
@@ -129,8 +112,8 @@ def _make(found: list[Predictions], pairs: list[tuple[str, str]], data: Path, st
         photo = np.asarray(read_image(data / image))
         size = (photo.shape[0], photo.shape[1])
         # ADE20K's annotations count from 1 and 0 is unlabelled; predictions count from 0.
-        maps = [read_classes(data / annotation, size, len(classes) + 1) - 1]
-        maps += [read_classes(p.of(image), size, len(classes)) for p in found]
+        maps = [read_class_map(data / annotation, size, len(classes)).astype(int) - 1]
+        maps += [read_class_map(p.of(image), size, len(classes) - 1, remedy=PREDICT).astype(int) for p in found]
         rows.append((photo, maps))
     heights = [photo.shape[0] / photo.shape[1] for photo, _ in rows]
     figure, axes = plt.subplots(

@@ -101,6 +101,30 @@ def read_image(path: Path) -> Image.Image:
         raise UserError(f"image {path} is truncated or corrupt ({reason}); restore or remove it") from None
 
 
+def read_class_map(
+    path: Path, size: tuple[int, int], highest: int, *, remedy: str = "restore the data set"
+) -> np.ndarray:
+    """Return the labels (H, W) uint8, 0 to `highest`, of an 8-bit picture of classes.
+
+    Raises UserError naming a map that is missing or broken, is not of its image's `size` (height, width), or has
+    labels beyond.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise UserError(f"class map {path} is missing; {remedy}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"class map {path} is truncated or corrupt ({error}); {remedy}") from None
+    if mode not in ("L", "P"):
+        raise UserError(f"class map {path} does not hold 8-bit labels (Pillow's mode {mode}); {remedy}")
+    if labels.shape != size:
+        raise UserError(f"class map {path} is {labels.shape}, but its image is {size} pixels; {remedy}")
+    if labels.max() > highest:
+        raise UserError(f"class map {path} has label {labels.max()}, beyond {highest}; {remedy}")
+    return labels
+
+
 def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     """Read `<root>/<class>/<image>`: classes and files in sorted order, labels = index of the class.
 

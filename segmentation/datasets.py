@@ -12,8 +12,8 @@ from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from common.cli import UserError
+from common.data import read_class_map
 from segmentation.batches import Scaled
-from segmentation.preflight import read_class_map
 
 
 @DATASETS.register_module()
@@ -50,7 +50,7 @@ class LoadClassMap(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `gt_seg_map` (H, W) uint8: class indices, 255 where unlabelled."""
-        labels = read_class_map(Path(results["seg_map_path"]), results["num_classes"], results["ori_shape"])
+        labels = read_class_map(Path(results["seg_map_path"]), results["ori_shape"], results["num_classes"])
         results["gt_seg_map"] = labels - np.uint8(1)  # of 0 remains 255
         results["seg_fields"].append("gt_seg_map")
         return results

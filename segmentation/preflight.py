@@ -1,13 +1,13 @@
-"""ADE20K's files: the check of a whole data set before training, and the reader of class maps. Both name the file."""
+"""The check of ADE20K's files before training."""
 
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from common.cli import UserError
+from common.data import read_class_map
 from common.preflight import check_once, image_size
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_pair(pair: tuple[Path, Path], classes: int) -> None:
     """Raise UserError naming what is wrong with an image or its class map."""
     image, path = pair
     width, height = image_size(image)
-    read_class_map(path, classes, (height, width))
+    read_class_map(path, (height, width), classes)  # 0 is unlabelled, k is class k - 1
     try:
         with Image.open(image) as opened:
             opened.draft(
@@ -59,25 +59,3 @@ def check_pair(pair: tuple[Path, Path], classes: int) -> None:
             opened.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {image} is truncated or corrupt ({error}); restore it") from None
-
-
-def read_class_map(path: Path, classes: int, size: tuple[int, int]) -> np.ndarray:
-    """Return the labels (H, W) uint8 of an annotation: 0 is unlabelled, k is class k - 1.
-
-    Raises UserError naming a map that is missing or broken, is not of the image's `size` (height, width), or has labels
-    beyond the classes.
-    """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"annotation {path} is missing; restore the data set") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
-    if mode not in ("L", "P"):
-        raise UserError(f"annotation {path} is no map of 8-bit labels (Pillow's mode {mode}); restore it")
-    if labels.shape != size:
-        raise UserError(f"annotation {path} is {labels.shape}, but its image is {size} pixels; restore both")
-    if (highest := int(labels.max())) > classes:
-        raise UserError(f"annotation {path} has label {highest}; there are {classes} classes; restore it")
-    return labels

@@ -94,9 +94,9 @@ def test_segmentation_pdf_embeds_its_fonts(args, predictions):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.full((8, 8), 7, np.uint8), r"v1\.png holds label 7, not 0 to 2; restore"),
-        (np.zeros((8, 9), np.uint8), r"v1\.png is \(8, 9\), but its image is \(8, 8\) pixels; restore"),
-        (None, r"v1\.png is truncated or corrupt \(.*\); restore"),
+        (np.full((8, 8), 7, np.uint8), r"v1\.png has label 7, beyond 2; run the segm"),
+        (np.zeros((8, 9), np.uint8), r"v1\.png is \(8, 9\), but its image is \(8, 8\) pixels; run the segm"),
+        (None, r"v1\.png is truncated or corrupt \(.*\); run the segm"),
     ],
 )
 def test_prediction_that_cannot_be(args, predictions, content, message):

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.cli import UserError
-from common.data import IMAGENET_MEAN, IMAGENET_STD, Transformed, evaluation_transform, image_folder, read_image
+from common.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Transformed,
+    evaluation_transform,
+    image_folder,
+    read_class_map,
+    read_image,
+)
 
 
 def noise(width, height, seed=0):
@@ -208,3 +216,25 @@ def test_a_rotation_that_exif_asks_for_is_ignored(tmp_path, orientation):
     image.save(tmp_path / "image.png", exif=tags)
     assert Image.open(tmp_path / "image.png").getexif()[0x0112] == orientation
     assert read_image(tmp_path / "image.png").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_class_map_is_read_as_it_is_stored(tmp_path, mode):
+    labels = np.random.default_rng(0).integers(0, 151, (5, 7), dtype=np.uint8)
+    picture = Image.fromarray(labels)
+    if mode == "P":
+        picture.putpalette([k % 256 for k in range(768)])
+    picture.save(tmp_path / "map.png")
+    np.testing.assert_array_equal(read_class_map(tmp_path / "map.png", (5, 7), 150), labels)
+
+
+def test_a_class_map_that_is_missing_or_of_another_range(tmp_path):
+    path = tmp_path / "map.png"
+    with pytest.raises(UserError, match=r"^class map .*map\.png is missing; restore the data set$"):
+        read_class_map(path, (2, 3), 9)
+    Image.fromarray(np.full((2, 3), 9, np.uint8)).save(path)
+    assert read_class_map(path, (2, 3), 9).max() == 9
+    with pytest.raises(UserError, match=r"map\.png has label 9, beyond 8; predict again$"):
+        read_class_map(path, (2, 3), 8, remedy="predict again")
+    with pytest.raises(UserError, match=r"map\.png is \(2, 3\), but its image is \(3, 2\) pixels"):
+        read_class_map(path, (3, 2), 9)

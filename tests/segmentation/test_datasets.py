@@ -165,12 +165,18 @@ ZEROS = np.zeros((12, 16), np.uint8)
         (lambda image, label: label.unlink(), r"image .*ADE_train_00000003\.jpg has no annotation .*00000003\.png"),
         (lambda image, label: _truncate(image), r"image .*ADE_train_00000003\.jpg is truncated or corrupt"),
         (lambda image, label: image.write_text("no image"), r"image .*ADE_train_00000003\.jpg is truncated or corrupt"),
-        (lambda image, label: _truncate(label), r"annotation .*ADE_train_00000003\.png is truncated or corrupt"),
-        (lambda image, label: _replace(label, ZEROS + 151), r"00000003\.png has label 151; there are 150 classes"),
-        (lambda image, label: _replace(label, ZEROS + 255), r"00000003\.png has label 255; there are 150 classes"),
+        (lambda image, label: _truncate(label), r"class map .*ADE_train_00000003\.png is truncated or corrupt"),
+        (lambda image, label: _replace(label, ZEROS + 151), r"00000003\.png has label 151, beyond 150"),
+        (lambda image, label: _replace(label, ZEROS + 255), r"00000003\.png has label 255, beyond 150"),
         (lambda image, label: _replace(label, ZEROS.T), r"00000003\.png is \(16, 12\), but its image is \(12, 16\)"),
-        (lambda image, label: _replace(label, np.stack([ZEROS] * 3, 2)), r"00000003\.png is no map .* mode RGB"),
-        (lambda image, label: _replace(label, ZEROS.astype(np.uint16)), r"00000003\.png is no map .* mode I;16"),
+        (
+            lambda image, label: _replace(label, np.stack([ZEROS] * 3, 2)),
+            r"00000003\.png does not hold 8-bit .* mode RGB",
+        ),
+        (
+            lambda image, label: _replace(label, ZEROS.astype(np.uint16)),
+            r"00000003\.png does not hold 8-bit .* I;16",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(settings, tmp_path, damage, message) -> None:
@@ -189,5 +195,5 @@ def test_an_empty_data_set_is_named(settings, tmp_path) -> None:
 
 def test_classes_are_those_of_the_config(settings, tmp_path) -> None:
     settings.metainfo = {"classes": ["a", "b"]}
-    with pytest.raises(UserError, match=r"has label \d+; there are 2 classes"):
+    with pytest.raises(UserError, match=r"has label \d+, beyond 2"):
         check(settings, tmp_path / "checked")

@@ -175,5 +175,5 @@ def test_a_truncated_class_map_is_named(broken: Place) -> None:
 def test_a_label_beyond_the_classes_is_named(broken: Place) -> None:
     path = broken.data / "demo/ADEChallengeData2016/annotations/training/ADE_train_00000003.png"
     Image.fromarray(np.full((160, 160), 12, np.uint8)).save(path)
-    with pytest.raises(UserError, match=r"ADE_train_00000003\.png has label 12; there are 11 classes"):
+    with pytest.raises(UserError, match=r"ADE_train_00000003\.png has label 12, beyond 11"):
         broken.run(main, options=(*SMALL, "train_cfg.max_iters=3"))

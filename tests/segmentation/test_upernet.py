@@ -141,6 +141,7 @@ def network() -> UPerNet:
         "num_classes": 7,
         "norm_cfg": {"type": "BN"},
         "align_corners": False,
+        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
     }
     before = {"type": "SegDataPreProcessor", "mean": [1, 2, 3], "std": [10, 20, 30], "bgr_to_rgb": True}
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadClassMap"),
-    dict(type="PackScales", scales=scales, size_divisor=32),
+    dict(type="PackScales", scales=scales, size_divisor=32),  # resized, never cut into windows
 ]
 train_dataloader = dict(
     batch_size=2,  # in all, on one GPU; CSAIL's code fits neither rate nor length to another batch, nor do we
