@@ -53,7 +53,7 @@ test_dataloader = dict(
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
 )
 # High, as the training is short: 0.02 had hardly begun to tell the digits apart when it ended.
-optim_wrapper = dict(optimizer=dict(lr=0.15))
-param_scheduler = [dict(type="StaircasePolyLR", power=0.9, every=20, total=400, by_epoch=False)]
-train_cfg = dict(max_iters=400)
-default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=10))
+optim_wrapper = dict(optimizer=dict(lr=0.07))
+param_scheduler = [dict(type="StaircasePolyLR", power=0.9, every=10, total=200, by_epoch=False)]
+train_cfg = dict(max_iters=200)
+default_hooks = dict(checkpoint=dict(interval=50), logger=dict(interval=10))
