@@ -67,7 +67,7 @@ class ImageFiles:
 
     @cached_property
     def state(self) -> str:
-        """SHA-256 over when the files were last written: with `fingerprint`, what a cache on this machine is made of."""
+        """SHA-256 over when the files were last written, which a cache must know beside `fingerprint`."""
         return sha256_of_text(*(str(stat.st_mtime_ns) for stat in self._stats))
 
     @cached_property
