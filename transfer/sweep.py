@@ -241,7 +241,8 @@ def sweep(
     weight_decays = sorted(weight_decays)
     multilabel, order = both.y.ndim == 2, np.concatenate([train, val])
     mean = _mean(both.x, train)
-    x, y, n = _centred(both.x, order, mean), both.y[order], len(train)
+    x: Any = _centred(both.x, order, mean)
+    y, n = both.y[order], len(train)
     if device != "cpu":
         import torch
 
@@ -310,7 +311,7 @@ def _chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray
     for start in range(0, len(rows), CHUNK):
         place = slice(start, start + CHUNK)
         if isinstance(x, np.memmap) and isinstance(x.base, mmap.mmap):  # a whole file: a map of its own a chunk
-            mapped: np.ndarray = np.memmap(x.filename, x.dtype, "r", x.offset, x.shape)  # type: ignore[arg-type]
+            mapped: np.ndarray = np.memmap(x.filename, x.dtype, "r", x.offset, x.shape)
             yield place, mapped[rows[place]]
         else:
             yield place, x[rows[place]]
