@@ -104,8 +104,10 @@ def load(name: str, data: Path, split_file: Path | None = None, *, any_size: boo
         ("images in train, val and test", sizes, spec.sizes if split_file is None else None),
     ):
         if published is not None and has != published and not any_size:
-            remedy = _remedy(name, data)
-            raise UserError(f"data set {name} has {has} {what}, not {published}: it is not the published one; {remedy}")
+            raise UserError(
+                f"data set {name} has {has} {what}, not {published}: it is not the published one; "
+                f"{_remedy(name, data)}, or take a smaller copy as it is with ARGS=--any-size"
+            )
     return found
 
 
