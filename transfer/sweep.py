@@ -306,7 +306,7 @@ def sweep(
     )
 
 
-def _chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def read_chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the rows of `x` in chunks with their places; of a memory-mapped file, no page stays in memory."""
     for start in range(0, len(rows), CHUNK):
         place = slice(start, start + CHUNK)
@@ -319,7 +319,7 @@ def _chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray
 
 def _mean(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     total = np.zeros(x.shape[1])
-    for _, chunk in _chunks(x, rows):
+    for _, chunk in read_chunks(x, rows):
         total += chunk.sum(0, dtype=np.float64)
     if not np.isfinite(total).all():
         raise UserError(NOT_FINITE)
@@ -328,7 +328,7 @@ def _mean(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     result = np.empty((len(rows), x.shape[1]), dtype=np.float32)
-    for place, chunk in _chunks(x, rows):
+    for place, chunk in read_chunks(x, rows):
         np.subtract(chunk, mean, out=result[place])
     if not np.isfinite(result.sum()):
         raise UserError(NOT_FINITE)
@@ -337,7 +337,7 @@ def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 def _scores(x: np.ndarray, mean: np.ndarray, fit: Fit) -> np.ndarray:
     weight, bias = (a if _is_numpy(a) else a.cpu().numpy() for a in (fit.weight, fit.bias))
-    chunks = (chunk - mean for _, chunk in _chunks(x, np.arange(len(x))))
+    chunks = (chunk - mean for _, chunk in read_chunks(x, np.arange(len(x))))
     return np.concatenate([chunk @ weight.T + bias for chunk in chunks])
 
 
