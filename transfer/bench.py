@@ -86,6 +86,14 @@ def reference_sweep(
     return 100 * model.score(x_test, y[problem.n :])
 
 
+def in_float64(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the rows as float64, with no more memory than they take."""
+    result = np.empty((len(rows), x.shape[1]))
+    for place, chunk in read_chunks(x, rows):
+        result[place] = chunk
+    return result
+
+
 def our_sweep(x: np.ndarray, y: np.ndarray, problem: Problem, weight_decays: Sequence[float] = WEIGHT_DECAYS) -> float:
     """Return the test accuracy as `transfer.sweep` finds it."""
     both, test = Part(x[: problem.n], y[: problem.n]), Part(x[problem.n :], y[problem.n :])
