@@ -117,11 +117,11 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
     from common.features import extract_features, pick_device
 
     spec = DATASETS[run.key.dataset]
+    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     found = load(run.key.dataset, args.data, args.split_file, any_size=args.any_size)
     train, val, classes = found.train, found.val, found.both.classes
     labels = found.both.labels
     check_labels(classes, train=labels[train], val=labels[val], both=labels, test=found.test.labels)
-    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     print(checkpoint.loaded, flush=True)
     transform, cache = evaluation_transform(spec.size, resize=spec.resize), args.runs / args.profile / "features"
     both, test = (
