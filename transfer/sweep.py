@@ -37,7 +37,7 @@ TOL = 1e-4
 PATHS = 2  # over interleaved weight decays; fixed, so that a result does not depend on the number of cores
 SMALL = 64 * 2**20  # bytes of features below which BLAS threads cost more than they bring
 SMALL_GAIN = 0.02  # of the mean loss, so small that the first-order solution is near the optimum
-CHUNK = 512  # rows read or scored at a time
+CHUNK = 128  # rows read or scored at a time: a page that is touched brings its neighbours into memory
 NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged or diverged; pretrain again"
 
 # Everything here that a result depends on besides its data: part of a record's config_sha256.
