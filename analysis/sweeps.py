@@ -1,6 +1,7 @@
 """The validation curve of each data set's weight-decay sweep, a line a model: `python -m analysis.sweeps`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def build(args: argparse.Namespace) -> list[Path]:
         stem = folder(args) / f"sweep-{dataset}"
         shown = {model: of_model[model] for model in model_order(of_model)}
         inputs = [sha256_of_file(Path(__file__)), *(repr((m, r["protocol"], r["details"])) for m, r in shown.items())]
-        make_once(folder(args), stem.name, inputs, figure_files(stem), lambda s=shown, to=stem: _make(s, to))
+        make_once(folder(args), stem.name, inputs, figure_files(stem), partial(_make, shown, stem))
         made.append(figure_files(stem)[0])
     return made
 
@@ -51,7 +52,7 @@ def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:
     figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
     for position, (model, record) in enumerate(records.items()):
         curve, protocol = record["details"]["sweep"], record["protocol"]
-        style = {"color": model_colour(model, position), "linestyle": "-" if "gsg" in model else "--"}
+        style: dict[str, Any] = {"color": model_colour(model, position), "linestyle": "-" if "gsg" in model else "--"}
         axis.plot(curve["weight_decay"], curve["val"], label=model_name(model), linewidth=2, **style)
         points = zip(curve["weight_decay"], curve["val"], curve["converged"], strict=True)
         hollow = [(wd, value) for wd, value, converged in points if not converged]
