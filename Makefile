@@ -79,11 +79,14 @@ knn: $(SETUP) ## weighted kNN on frozen features
 linear: $(SETUP) ## linear classifier on frozen features
 	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
 
-transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
-	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset "$(DATASET)" $(ARGS)
+# One process uses every GPU it sees; on Slurm, each checkpoint and data set is a task of an array job.
+ARRAY = $(if $(filter slurm,$(LAUNCHER)),--launcher slurm $(if $(SRUN_ARGS),--sbatch-args="$(SRUN_ARGS)"))
 
-transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the profile
-	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARGS)
+transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
+	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset "$(DATASET)" $(ARRAY) $(ARGS)
+
+transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the profile; ends with a table
+	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARRAY) $(ARGS)
 
 detection-voc: $(SETUP) ## Faster R-CNN on VOC
 	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)

@@ -14,6 +14,13 @@ from torch import nn
 CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu")
 
 
+# The ResNets that torchvision has, under the same names in timm, and ours of 32 pixels.
+RESNETS = (
+    *("resnet18", "resnet50", "resnet18_cifar", "resnet34", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+)
+
+
 def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
     """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
 
@@ -45,7 +52,7 @@ def feature_dim(network: nn.Module) -> int:
 def architecture_of(state_dict: dict[str, torch.Tensor]) -> str | None:
     """Return the architecture whose parameters have exactly these names and shapes, or None."""
     shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    for arch in ("resnet18", "resnet50", "resnet18_cifar", "resnet34", "resnet101", "resnet152"):
+    for arch in RESNETS:
         if shapes == shapes_of(arch):
             return arch
     return None

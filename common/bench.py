@@ -4,6 +4,7 @@ make bench
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any, TypedDict
 from common import cli
 from common.files import write_json
 
-ROOMS = ("pretrain.bench", "detection.bench")  # modules that write their entries to `--json FILE`
+ROOMS = ("pretrain.bench", "transfer.bench", "detection.bench")  # modules that write their entries to `--json FILE`
 
 
 class Entry(TypedDict):
@@ -44,6 +45,30 @@ def table(entries: Sequence[Entry]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     cells = [[cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def peak_memory() -> int:
+    """Return the most KiB that this process ever had in memory (Linux)."""
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Write `count` JPEGs, 500x375 in quality 95, each a crop of one of scikit-learn's two photographs."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640x427
+    for k in range(count):
+        photo, width = photos[k % len(photos)], int(rng.integers(400, 560))
+        height = width * 3 // 4
+        left, top = (int(rng.integers(0, room + 1)) for room in (photo.width - width, photo.height - height))
+        crop = photo.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        crop.save(folder / f"{k:05d}.jpg", quality=95)
 
 
 def parse(module: str, description: str, ids: Sequence[str], argv: Sequence[str] | None) -> Any:

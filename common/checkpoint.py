@@ -37,14 +37,37 @@ META_KEYS = (
 )
 
 
+# facebookresearch/simsiam's and the GSG authors' files: the online encoder. Its end, the dot, keeps out the target
+# network of their BYOL, `module.encoder_momentum.` (PROTOCOLS 8).
+PREFIX = "module.encoder."
+# What other projects' files start with, to say whose layout a refused file has (PROTOCOLS 8).
+LAYOUTS = {
+    "module.encoder_q.": "MoCo",
+    "backbone.0.": "lightly (numbered layers)",
+    "backbone.": "solo-learn, lightly or OpenMMLab (backbone.*)",
+    "encoder.": "solo-learn (encoder.*)",
+    "_feature_blocks.": "VISSL",
+    "classy_state_dict": "VISSL",
+    "model_state_dict": "VISSL, converted",
+    "stem.": "detectron2 or a ResNet-C/D",
+    "conv1.0.": "a ResNet-C/D (deep stem)",
+    "module.": "DistributedDataParallel (module.*)",
+    "model": "detectron2",
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: every tensor of `arch` is there with its shape, and nothing else."""
+    """A verified checkpoint: every tensor of `arch` is there with its shape, and nothing else.
+
+    `left_out` are the parts of the file that are not of the backbone.
+    """
 
     path: Path
     sha256: str
     state_dict: dict[str, Tensor]
     meta: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
     @property
     def arch(self) -> str:
@@ -55,7 +78,8 @@ class Checkpoint:
     def loaded(self) -> str:
         """A line for the log: how many of the backbone's tensors the file gave (all, else it was refused)."""
         total = len(self.state_dict)
-        return f"loaded {total} of {total} backbone tensors from {self.path}; not loaded: none"
+        others = ", ".join(self.left_out) or "none"
+        return f"loaded {total} of {total} backbone tensors from {self.path}; not loaded: {others}"
 
     def backbone(self) -> nn.Module:
         """Return the frozen backbone in eval mode: (N, 3, H, W) float32 to (N, D) float32 features."""
@@ -78,30 +102,35 @@ def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, A
 
 
 def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint:
-    """Read and verify a checkpoint, of ours or a bare torchvision state dict.
+    """Read and verify a checkpoint: ours, or any ResNet's state dict under torchvision's names.
 
-    Tensors only are read (`weights_only=True`). Raises UserError when the file is missing (naming
-    `make_it`, the command that makes it), truncated, no checkpoint, carries pickled objects, or does not
-    hold exactly the tensors of its architecture.
+    Those names may be bare, or under `module.encoder.` as facebookresearch/simsiam and the GSG authors save them;
+    the classifier or projector `fc` and all that is not of the online encoder is left out. Tensors only are
+    read (`weights_only=True`). Raises UserError when the file is missing (naming `make_it`, the command that
+    makes it), truncated, no checkpoint, carries pickled objects, is in another
+    layout, or does not hold exactly the tensors of its architecture.
     """
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
-    if isinstance(tensors, dict):
-        tensors = {key: value for key, value in tensors.items() if not str(key).startswith("fc.")}
+    left_out: tuple[str, ...] = ()
+    if isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors):
+        tensors, left_out = _backbone_of(tensors)
     if not tensors or not _is_state_dict(tensors):
+        layout = _layout_of(content)
+        if layout is not None:
+            raise UserError(f"{path} has the layout of {layout}: its contents {_ASKED}")
         raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; make it again with `{make_it}`")
     if isinstance(meta, dict) and "arch" in meta:
         arch = str(meta["arch"])
     else:
         found = architecture_of(tensors)
         if found is None:
-            raise UserError(
-                f"{path} belongs to no known architecture: its {len(tensors)} tensors (first: {next(iter(tensors))}) "
-                "do not fit a ResNet of torchvision's names; export the backbone under those names"
-            )
+            layout, first = _layout_of(tensors), next(iter(tensors))
+            what = f"has the layout of {layout}" if layout is not None else "belongs to no known architecture"
+            raise UserError(f"{path} {what}: its {len(tensors)} tensors (first: {first}) {_ASKED}")
         arch, meta = found, {"arch": found, "name": path.stem}
     _check_fit(path, tensors, arch)
-    return Checkpoint(path, sha256_of_file(path), tensors, meta)
+    return Checkpoint(path, sha256_of_file(path), tensors, meta, left_out)
 
 
 def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
@@ -146,6 +175,36 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; make it again with `{make_it}`")
     return content
+
+
+_ASKED = (
+    "do not fit a ResNet of torchvision's names, bare or under `module.encoder.`; export the backbone under those names"
+)
+
+
+def _backbone_of(tensors: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the tensors under torchvision's names without the prefix and without `fc`, and what else there was."""
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
+    found = {}
+    left_out: dict[str, None] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and not name.startswith("fc."):
+            found[name] = value
+        else:
+            left_out[f"{prefix}fc" if key.startswith(prefix) else ".".join(key.split(".")[:2])] = None
+    for key in [key for key in found if key.endswith(".running_mean")]:
+        # Files older than PyTorch 0.4.1 lack this counter, which nothing reads in eval mode.
+        found.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return found, tuple(left_out)
+
+
+def _layout_of(content: dict[str, Any]) -> str | None:
+    """Return whose layout these keys are in, as far as LAYOUTS knows it."""
+    for start, layout in LAYOUTS.items():
+        if any(str(key).startswith(start) for key in content):
+            return layout
+    return None
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -193,7 +193,10 @@ def rank() -> int:
 def _fail(message: str) -> NoReturn:
     if rank() > 0:
         time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
-    # A DataLoader worker re-raises with its traceback as the text; the user's line is the last one.
-    line = message.strip().splitlines()[-1].removeprefix("common.cli.UserError: ")
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {last_line(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def last_line(message: object) -> str:
+    """Return the user's line of an error: a DataLoader worker re-raises with its traceback before it."""
+    return str(message).strip().splitlines()[-1].removeprefix("common.cli.UserError: ")

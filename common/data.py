@@ -1,5 +1,6 @@
 """Labelled images: readers that know their classes, their fingerprint and their broken files."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,11 +62,20 @@ class ImageFiles:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, sizes in bytes and labels, in order (contents are not read)."""
+        sizes = [f"{path}:{stat.st_size}" for path, stat in zip(self.paths, self._stats, strict=True)]
+        return sha256_of_text(self.name, *sizes, str(self.labels.tolist()))
+
+    @cached_property
+    def state(self) -> str:
+        """SHA-256 over when the files were last written, which a cache must know beside `fingerprint`."""
+        return sha256_of_text(*(str(stat.st_mtime_ns) for stat in self._stats))
+
+    @cached_property
+    def _stats(self) -> list[os.stat_result]:
         try:
-            sizes = [f"{path}:{(self.root / path).stat().st_size}" for path in self.paths]
+            return [(self.root / path).stat() for path in self.paths]
         except FileNotFoundError as error:
             raise UserError(f"image {error.filename} is missing; restore the data set") from None
-        return sha256_of_text(self.name, *sizes, str(self.labels.tolist()))
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` in RGB. Raises UserError naming a missing or corrupt file."""

@@ -24,15 +24,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _fsync(temporary)
         # mkstemp creates 0600; give the file the permissions an ordinary open() would have given.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
-        _fsync(target.parent)
+        publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(whole: Path, path: Path) -> None:
+    """Move a file that is whole to `path`, in the same folder, after its data is on disk."""
+    _fsync(whole)
+    os.replace(whole, path)
+    _fsync(path.parent)
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:

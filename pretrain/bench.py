@@ -5,7 +5,6 @@ make bench, or one of them: python -m pretrain.bench --only gsg_shared_step_rati
 
 import multiprocessing
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ import pretrain.loop
 import pretrain.methods
 import pretrain.optim  # noqa: F401  (these register what the configs name)
 from common import cli
-from common.bench import Entry, parse, report
+from common.bench import Entry, parse, peak_memory, report
 from common.config import load_config, share_batch
 from common.engine import build_runner, set_run
 from pretrain.bench_views import measure as measure_views
@@ -159,17 +158,11 @@ def memory_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) 
 
 def step_memory(shape: Shape, changes: dict[str, Any]) -> int:
     """Return by how many KiB building the model and taking two steps raised this process's peak."""
-    before = _peak()
+    before = peak_memory()
     step = step_of(shape, changes)
     step()
     step()
-    return _peak() - before
-
-
-def _peak() -> int:
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+    return peak_memory() - before
 
 
 class AfterStep(Hook):

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from common.bench import write_photos
 from common.data import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.views import EpochSampler, MultiView
 
@@ -32,7 +31,7 @@ def measure(images: int = 256, repeats: int = 5) -> dict[str, float]:
     One worker each, epochs in turn, so that what else the machine does meets both.
     """
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder) / "train" / "photos", images)
+        write_photos(Path(folder) / "train" / "photos", images)
         loaders = {"reference": reference_loader(Path(folder)), "ours": our_loader(Path(folder))}
         for loader in loaders.values():  # starts the workers
             views_per_second(loader)
@@ -42,19 +41,6 @@ def measure(images: int = 256, repeats: int = 5) -> dict[str, float]:
                 rates[name].append(views_per_second(loader))
     medians = {name: statistics.median(rate) for name, rate in rates.items()}
     return medians | {"ratio": medians["ours"] / medians["reference"]}
-
-
-def write_images(folder: Path, count: int) -> None:
-    """Write `count` JPEGs, 500x375 in quality 95, each a crop of one of scikit-learn's two photographs."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640x427
-    for k in range(count):
-        photo, width = photos[k % len(photos)], int(rng.integers(400, 560))
-        height = width * 3 // 4
-        left, top = (int(rng.integers(0, room + 1)) for room in (photo.width - width, photo.height - height))
-        crop = photo.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-        crop.save(folder / f"{k:05d}.jpg", quality=95)
 
 
 def reference_loader(root: Path) -> DataLoader:

@@ -1,34 +1,56 @@
 """Logistic regression by L-BFGS on frozen features, its weight decay chosen on a validation set.
 
 The protocol of the paper's appendix D.1 and of linusericsson/ssl-transfer (`linear.py` at 416913f), for
-scikit-learn 1.9; PROTOCOLS 4.4 and 4.5 say what had to be translated.
+scikit-learn 1.9; PROTOCOLS 4.4 and 4.5 say what had to be translated. What makes it fast leaves each problem's
+optimum as it is:
+
+- features minus their mean: the intercept is free, so the weights are the same, and the problem is far better
+  conditioned (in float64 every fit then converges within 100 iterations, where upstream's often does not);
+- warm starts from strong to weak decay, in float32. The first starts from its first-order solution: losses there
+  differ by less than float32 resolves. A fit whose line search fails all the same is made again in float64;
+- independent paths side by side, each with its share of the BLAS threads; the features exist once.
 """
 
+import mmap
+import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from common.cli import UserError
+from transfer.calibration import calibrate
 from transfer.metrics import METRICS
 
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # for torch tensors; SciPy reads it when it is first imported
+
 WEIGHT_DECAYS = tuple(float(w) for w in np.logspace(-6, 5, 45))
-MAX_ITER = 100  # scikit-learn's default; fits may stop unconverged, so warm start and order matter
+MAX_ITER = 100  # scikit-learn's default, and upstream's
 TOL = 1e-4
+PATHS = 2  # over interleaved weight decays; fixed, so that a result does not depend on the number of cores
 SMALL = 64 * 2**20  # bytes of features below which BLAS threads cost more than they bring
+SMALL_GAIN = 0.02  # of the mean loss, so small that the first-order solution is near the optimum
+CHUNK = 128  # rows read or scored at a time: a page that is touched brings its neighbours into memory
+NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged or diverged; pretrain again"
 
 # Everything here that a result depends on besides its data: part of a record's config_sha256.
 SETTINGS = (
-    f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n, warm start, "
-    "highest validation metric (ties: larger C), refit on train + val from the last fit"
+    f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n, features minus "
+    f"their mean, float32, first-order start, {PATHS} paths from strong to weak decay (multi-label: a path a class), "
+    "highest validation metric (ties: larger C), refit on train + val from the chosen fit"
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """Features `x` (N, D) float32 with labels `y`: (N,) class indices, or (N, K) of 0 and 1."""
+    """Features `x` (N, D) float32, which may be memory-mapped, with labels `y`: (N,) indices, or (N, K) of 0 and 1."""
 
     x: np.ndarray
     y: np.ndarray
@@ -36,7 +58,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The chosen weight decay, its C, its validation metric, the test metric, and how many fits did not converge."""
+    """What a sweep chose and found.
+
+    `cs`, `val` (metric), `iterations` (summed over the fits of a weight decay) and `converged` (all of them) follow
+    `weight_decays`, in ascending order. `winner_converged` is of the chosen fit and the refit. `calibration` is that
+    of `transfer.calibration.calibrate`, None for multi-label data.
+    """
 
     weight_decay: float
     c: float
@@ -44,83 +71,317 @@ class Outcome:
     test: float
     fits: int
     unconverged: int
+    winner_converged: bool
+    refit_iterations: int
+    weight_decays: list[float]
+    cs: list[float]
+    val: list[float]
+    iterations: list[int]
+    converged: list[bool]
+    seconds: float
+    calibration: dict[str, float] | None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the winner is the first or last of the grid: the best may lie beyond."""
+        return self.weight_decay in (self.weight_decays[0], self.weight_decays[-1])
 
 
-class Probe:
-    """One warm logistic regression: every fit starts from the one before.
+@dataclass
+class Fit:
+    """A classifier: `weight` (K, D), `bias` (K,), the solver's `iterations`, and whether it `converged`."""
 
-    Multi-label problems are K binary ones, fitted one after another, so class k starts from class k - 1.
-    """
+    weight: Any
+    bias: Any
+    iterations: int
+    converged: bool
 
-    def __init__(self, multilabel: bool) -> None:
+    def scores(self, x: Any) -> np.ndarray:
+        """Return the decision values (N, K) of features (N, D)."""
+        found = x @ self.weight.T + self.bias
+        return found if isinstance(found, np.ndarray) else found.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The labels (N,) of one logistic regression: those of the data set, or whether an image is of one class."""
+
+    y: np.ndarray
+    binary: bool
+
+    def on(self, x: Any) -> Any:
+        """Return the labels where the features are."""
+        if _is_numpy(x):
+            return self.y
+        import torch
+
+        return torch.as_tensor(self.y, device=x.device)
+
+    def columns(self, scores: np.ndarray) -> np.ndarray:
+        """Return the scores (N, K) of a single-label problem: of two classes, the solver gives one column."""
+        return np.concatenate([-scores, scores], axis=1) / 2 if self.binary else scores
+
+
+def problems_of(y: np.ndarray) -> list[Problem]:
+    """Return the one problem of labels (N,), or the K binary ones of (N, K)."""
+    if y.ndim == 2:
+        return [Problem(np.ascontiguousarray(column), binary=True) for column in y.T]
+    return [Problem(y, binary=bool(y.max() == 1))]
+
+
+class Path:
+    """Fits of one problem, each from the one before: labels `y` (N,), `binary` if they are 0 and 1."""
+
+    def __init__(self, x: Any, y: Any, binary: bool, start: Fit | None = None) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        self._estimator = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
-        self._multilabel = multilabel
-        self.fits = self.unconverged = 0
-
-    def fit(self, part: Part, weight_decay: float) -> None:
-        """Minimise the summed loss + weight_decay / 2 * |W|^2 over the linear classifier W."""
-        targets = part.y.T if self._multilabel else [part.y]
-        fitted = [self._fit_one(part.x, target, weight_decay) for target in targets]
-        self._weight = np.concatenate([w for w, _ in fitted])  # (K, D)
-        self._bias = np.concatenate([b for _, b in fitted])  # (K,)
-
-    def scores(self, x: np.ndarray) -> np.ndarray:
-        """Return the decision values (N, K) of features (N, D)."""
-        return x @ self._weight.T + self._bias
-
-    def _fit_one(self, x: np.ndarray, y: np.ndarray, weight_decay: float) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.exceptions import ConvergenceWarning
-
-        binary = self._multilabel or y.max() == 1
-        # A binary fit has one column of weights where upstream's softmax has two; C = 2/wd is the same model.
+        self._x, self._y, self._binary = x, y, binary
         # tol bounds the mean gradient where upstream's bounded the sum, hence the division by n.
-        self._estimator.set_params(C=inverse(weight_decay, binary), tol=TOL / len(y))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            self._estimator.fit(x, y)
-        self.fits += 1
-        self.unconverged += any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        weight, bias = self._estimator.coef_, self._estimator.intercept_
-        if binary and not self._multilabel:
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        return weight.copy(), bias.copy()
+        self._estimator = LogisticRegression(max_iter=MAX_ITER, warm_start=True, tol=TOL / len(y))
+        if start is not None:
+            self._estimator.coef_, self._estimator.intercept_ = start.weight, start.bias
+
+    def fit(self, weight_decay: float) -> Fit:
+        """Minimise the summed loss + weight_decay / 2 * |W|^2 over the linear classifier W."""
+        estimator = self._estimator.set_params(C=inverse(weight_decay, self._binary))
+        if not hasattr(estimator, "coef_"):
+            self._start(estimator.C)
+        converged = self._converges(self._x)
+        if not converged and int(estimator.n_iter_[0]) < MAX_ITER and str(self._x.dtype).endswith("float32"):
+            # The line search found no lower loss: in float32 the losses differ by less than their rounding.
+            converged = self._converges(self._x.astype(np.float64) if _is_numpy(self._x) else self._x.double())
+        solution = (estimator.coef_, estimator.intercept_)
+        weight, bias = (a.astype(np.float32) if _is_numpy(a) else a.float() for a in solution)
+        return Fit(weight, bias, int(estimator.n_iter_[0]), converged)
+
+    def _start(self, c: float) -> None:
+        """Set the weights to the optimum's first-order term in C, -C times the gradient at zero, where C is small."""
+        x, y = self._x, self._y if _is_numpy(self._y) else self._y.cpu().numpy()
+        classes, counts = np.unique(y, return_counts=True)
+        prior = counts / len(y)
+        residual = (np.eye(len(classes))[np.searchsorted(classes, y)] - prior).astype(np.float32)
+        intercept = np.log(prior).astype(np.float32)
+        if self._binary:
+            residual, intercept = residual[:, 1:], intercept[1:] - intercept[:1]
+        if not _is_numpy(x):
+            import torch
+
+            residual, intercept = (torch.as_tensor(a, device=x.device) for a in (residual, intercept))
+        weight = c * (residual.T @ x)
+        gain = float((weight**2).sum()) / (2 * c * len(y))  # of the mean loss, by these weights
+        self._estimator.coef_ = weight if gain < SMALL_GAIN else 0 * weight
+        self._estimator.intercept_ = intercept
+
+    def _converges(self, x: Any) -> bool:
+        _warned.fit = False
+        with dispatch(x):
+            self._estimator.fit(x, self._y)
+        return not _warned.fit
+
+
+_warned = threading.local()
+
+
+@contextmanager
+def noting_convergence() -> Iterator[None]:
+    """Let scikit-learn's convergence warnings set a flag of their thread instead of being shown.
+
+    `warnings.catch_warnings` alone is one for all threads.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConvergenceWarning)
+        show = warnings.showwarning
+
+        def note(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+            if issubclass(category, ConvergenceWarning):
+                _warned.fit = True
+            else:
+                show(message, category, *args, **kwargs)
+
+        warnings.showwarning = note
+        yield
+
+
+def dispatch(x: Any) -> AbstractContextManager[None]:
+    """Return the context in which scikit-learn takes `x`: NumPy's arrays as they are, torch's by its array API."""
+    if _is_numpy(x):
+        return nullcontext()
+    import sklearn
+
+    return sklearn.config_context(array_api_dispatch=True)
 
 
 def inverse(weight_decay: float, binary: bool) -> float:
-    """Return scikit-learn's C for a weight decay of upstream's grid."""
+    """Return scikit-learn's C for a weight decay of upstream's grid.
+
+    A binary fit has one column of weights where upstream's softmax has two; C = 2/wd is the same model.
+    """
     return (2 if binary else 1) / weight_decay
 
 
 def sweep(
-    train: Part, val: Part, both: Part, test: Part, metric: str, weight_decays: Sequence[float] = WEIGHT_DECAYS
+    both: Part,
+    train: np.ndarray,
+    val: np.ndarray,
+    test: Part,
+    metric: str,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    device: str = "cpu",
 ) -> Outcome:
-    """Fit on `train` for every weight decay, choose on `val`, refit on `both` (train and val), score `test`.
+    """Fit on `train` for every weight decay, choose on `val`, refit on both, score `test`.
 
-    `metric` is a key of `transfer.metrics.METRICS`; mAP11 takes multi-label data, the others single labels.
-    The higher metric wins, at equality the first, which is the larger C. The labels must have passed
-    `check_labels`. Raises UserError for features that are not finite.
+    `train` and `val` are the rows of `both`; `metric` is a key of `transfer.metrics.METRICS`: mAP11 takes
+    multi-label data, the others single labels. The higher metric wins, at equality the larger C. The labels must
+    have passed `check_labels`. Features are copied once, as float32 on `device` (torch's name of it). Raises
+    UserError for features that are not finite.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    started = time.monotonic()
+    weight_decays = sorted(weight_decays)
+    multilabel, order = both.y.ndim == 2, np.concatenate([train, val])
+    mean = _mean(both.x, train)
+    x: Any = _centred(both.x, order, mean)
+    y, n = both.y[order], len(train)
+    if device != "cpu":
+        import torch
+
+        x = torch.as_tensor(x, device=device)
+    problems = problems_of(y)
+    grids = [weight_decays] if multilabel else [weight_decays[k::PATHS] for k in range(PATHS)]
+    jobs = [(problem, grid[::-1]) for problem in problems for grid in grids if grid]
+    score = METRICS[metric]
+
+    def path(job: tuple[Problem, list[float]]) -> dict[float, Fit]:
+        problem, grid = job
+        one = Path(x[:n], problem.on(x)[:n], problem.binary)
+        fits: dict[float, Fit] = {}
+        for weight_decay in grid:
+            if stop.is_set():
+                break
+            fits[weight_decay] = one.fit(weight_decay)
+            if not multilabel:  # whose metric needs all classes
+                reached[weight_decay] = score(y[n:], problem.columns(fits[weight_decay].scores(x[n:])))
+                _forget_losers(fits, reached)
+            bar.update()
+        return fits
+
+    reached: dict[float, float] = {}
+    cores, stop = _cores(), threading.Event()
+    workers = min(len(jobs), cores if device == "cpu" else PATHS)
+    with noting_convergence(), _threads(cores, workers, x), _bar(len(weight_decays) * len(problems)) as bar:
+        found = _in_threads(path, jobs, workers, stop)
+        fits = {wd: [paths[wd] for paths in found if wd in paths] for wd in weight_decays}
+        if multilabel:
+            for wd, of_class in fits.items():
+                reached[wd] = score(y[n:], np.concatenate([fit.scores(x[n:]) for fit in of_class], axis=1))
+        chosen = max(weight_decays, key=lambda wd: (reached[wd], -wd))
+        refits = _in_threads(
+            lambda job: Path(x, job[0].on(x), job[0].binary, job[1]).fit(chosen),
+            list(zip(problems, fits[chosen], strict=True)),
+            workers,
+            stop,
+        )
+    scores = np.concatenate([_scores(test.x, mean, refit) for refit in refits], axis=1)
+    scores = problems[0].columns(scores) if not multilabel else scores
+    if not np.isfinite(scores).all():
+        raise UserError(NOT_FINITE)
+    every = [fit for of_class in fits.values() for fit in of_class] + refits
+    return Outcome(
+        weight_decay=chosen,
+        c=inverse(chosen, problems[0].binary),
+        validation=reached[chosen],
+        test=score(test.y, scores),
+        fits=len(every),
+        unconverged=sum(not fit.converged for fit in every),
+        winner_converged=all(fit.converged for fit in (*fits[chosen], *refits)),
+        refit_iterations=sum(fit.iterations for fit in refits),
+        weight_decays=list(weight_decays),
+        cs=[inverse(wd, problems[0].binary) for wd in weight_decays],
+        val=[reached[wd] for wd in weight_decays],
+        iterations=[sum(fit.iterations for fit in fits[wd]) for wd in weight_decays],
+        converged=[all(fit.converged for fit in fits[wd]) for wd in weight_decays],
+        seconds=time.monotonic() - started,
+        calibration=None if multilabel else calibrate(test.y, scores),
+    )
+
+
+def read_chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the rows of `x` in chunks with their places; of a memory-mapped file, no page stays in memory."""
+    for start in range(0, len(rows), CHUNK):
+        place = slice(start, start + CHUNK)
+        if isinstance(x, np.memmap) and isinstance(x.base, mmap.mmap):  # a whole file: a map of its own a chunk
+            mapped: np.ndarray = np.memmap(x.filename, x.dtype, "r", x.offset, x.shape)
+            yield place, mapped[rows[place]]
+        else:
+            yield place, x[rows[place]]
+
+
+def _mean(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    total = np.zeros(x.shape[1])
+    for _, chunk in read_chunks(x, rows):
+        total += chunk.sum(0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise UserError(NOT_FINITE)
+    return (total / len(rows)).astype(np.float32)
+
+
+def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    result = np.empty((len(rows), x.shape[1]), dtype=np.float32)
+    for place, chunk in read_chunks(x, rows):
+        np.subtract(chunk, mean, out=result[place])
+    if not np.isfinite(result.sum()):
+        raise UserError(NOT_FINITE)
+    return result
+
+
+def _scores(x: np.ndarray, mean: np.ndarray, fit: Fit) -> np.ndarray:
+    weight, bias = (a if _is_numpy(a) else a.cpu().numpy() for a in (fit.weight, fit.bias))
+    chunks = (chunk - mean for _, chunk in read_chunks(x, np.arange(len(x))))
+    return np.concatenate([chunk @ weight.T + bias for chunk in chunks])
+
+
+def _forget_losers(fits: dict[float, Fit], reached: dict[float, float]) -> None:
+    """Keep the weights of a path's best fit alone: those of many classes are large."""
+    best = max(fits, key=lambda weight_decay: (reached[weight_decay], -weight_decay))
+    for weight_decay, fit in fits.items():
+        if weight_decay != best:
+            fit.weight = fit.bias = None
+
+
+def _in_threads(do: Callable[[Any], Any], jobs: Sequence[Any], workers: int, stop: threading.Event) -> list[Any]:
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            return list(pool.map(do, jobs))
+        except BaseException:
+            stop.set()  # Ctrl-C need not wait for more than the fit at hand
+            raise
+
+
+def _cores() -> int:
+    """Return how many threads BLAS would use: the cores, or what the environment allows."""
+    import sklearn.linear_model  # noqa: F401  (brings SciPy's BLAS, which counts and is limited too)
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+    return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+
+
+def _threads(cores: int, workers: int, x: Any) -> AbstractContextManager[Any]:
+    """Share the cores among the workers: SciPy's and NumPy's BLAS each have threads of their own."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1 if x.nbytes < SMALL else max(1, cores // workers))
+
+
+def _bar(fits: int) -> Any:
     from tqdm import tqdm
 
-    if not all(np.isfinite(part.x).all() for part in (both, test)):
-        raise UserError("the features are not finite: the checkpoint's weights are damaged or diverged; pretrain again")
-    score, probe = METRICS[metric], Probe(multilabel=train.y.ndim == 2)
-    best = (-np.inf, weight_decays[0])
-    with threadpool_limits(1 if both.x.nbytes < SMALL else None, user_api="blas"):
-        interval = 0.5 if sys.stderr.isatty() else 20
-        for weight_decay in tqdm(weight_decays, desc="weight decays", unit="fit", leave=False, mininterval=interval):
-            probe.fit(train, weight_decay)
-            reached = score(val.y, probe.scores(val.x))
-            if reached > best[0]:
-                best = (reached, weight_decay)
-        validation, chosen = best
-        probe.fit(both, chosen)
-        reached = score(test.y, probe.scores(test.x))
-    binary = train.y.ndim == 2 or train.y.max() == 1
-    return Outcome(chosen, inverse(chosen, binary), validation, reached, probe.fits, probe.unconverged)
+    interval = 0.5 if sys.stderr.isatty() else 20
+    return tqdm(total=fits, desc="weight decays", unit="fit", leave=False, mininterval=interval)
+
+
+def _is_numpy(x: Any) -> bool:
+    return isinstance(x, np.ndarray)
 
 
 def check_labels(classes: Sequence[str], **parts: np.ndarray) -> None:

@@ -212,8 +212,8 @@ def test_another_architecture_than_it_says_is_refused(tmp_path, tensors):
 def test_an_unknown_architecture_is_refused(tmp_path, tensors):
     save_checkpoint(tmp_path / "a.pth", tensors, META | {"arch": "resnet19"})
     assert "unknown backbone 'resnet19'" in refusal(tmp_path / "a.pth")
-    torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    assert "no known architecture: its 1 tensors (first: encoder.weight)" in refusal(tmp_path / "b.pth")
+    torch.save({"net.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    assert "no known architecture: its 1 tensors (first: net.weight)" in refusal(tmp_path / "b.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -224,6 +224,86 @@ def test_a_state_dict_of_torchvision_is_taken_with_its_classifier(tmp_path, wrap
     assert loaded.arch == "resnet18"
     assert loaded.meta["name"] == "theirs"
     assert same(loaded.state_dict, {k: v for k, v in state.items() if k[:3] != "fc."})
+
+
+def authors_file(path, method="simsiam", change=None):
+    """Save what `main_pretrain.py` of facebookresearch/simsiam and of the GSG authors saves, and return the encoder."""
+    encoder = torchvision.models.resnet18()
+    encoder.fc = nn.Sequential(nn.Linear(512, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
+    modules = {"encoder": encoder, "predictor": nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))}
+    if method == "byol":
+        modules["encoder_momentum"] = torchvision.models.resnet18()  # other weights: the trap
+    state = {f"module.{key}": value for key, value in nn.ModuleDict(modules).state_dict().items()}
+    if change is not None:
+        change(state)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1, momentum=0.9)
+    content = {"epoch": 100, "arch": "resnet18", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(content, path)
+    return {key: value for key, value in encoder.state_dict().items() if key[:3] != "fc."}
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+def test_the_authors_files_give_their_online_encoder(tmp_path, method):
+    encoder = authors_file(tmp_path / "a.pth", method)
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert loaded.arch == "resnet18"
+    assert same(loaded.state_dict, encoder)
+    others = {"module.encoder.fc", "module.predictor"} | ({"module.encoder_momentum"} if method == "byol" else set())
+    assert set(loaded.left_out) == others
+    assert loaded.loaded.endswith(f"not loaded: {', '.join(loaded.left_out)}")
+
+
+def test_the_target_network_never_stands_in_for_the_online_encoder(tmp_path):
+    """Neither a part of it where one is missing, nor the whole where there is no other."""
+    authors_file(tmp_path / "a.pth", "byol", lambda state: state.pop("module.encoder.layer4.0.bn1.bias"))
+    assert "layer4.0.bn1.bias" in refusal(tmp_path / "a.pth") or "no known" in refusal(tmp_path / "a.pth")
+
+    def only_target(state):
+        for key in [key for key in state if key.startswith("module.encoder.")]:
+            del state[key]
+
+    authors_file(tmp_path / "b.pth", "byol", only_target)
+    assert "DistributedDataParallel (module.*)" in refusal(tmp_path / "b.pth")
+
+
+LAYOUTS = {
+    "MoCo": lambda s: {f"module.encoder_q.{k}": v for k, v in s.items()} | {"module.queue": torch.zeros(2)},
+    "lightly (numbered layers)": lambda s: {f"backbone.0.{k}": v for k, v in s.items()},
+    "solo-learn, lightly or OpenMMLab (backbone.*)": lambda s: {f"backbone.{k}": v for k, v in s.items()},
+    "solo-learn (encoder.*)": lambda s: {f"encoder.{k}": v for k, v in s.items()},
+    "VISSL": lambda s: {"classy_state_dict": {"base_model": {"model": {"trunk": s}}}},
+    "DistributedDataParallel (module.*)": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "detectron2 or a ResNet-C/D": lambda s: {f"stem.{k}": v for k, v in s.items()},
+    "a ResNet-C/D (deep stem)": lambda s: {f"conv1.0.{k}": v for k, v in s.items()},
+    "detectron2": lambda s: {"model": s, "matching_heuristics": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_layout_is_refused_by_its_name(tmp_path, tensors, layout):
+    torch.save(LAYOUTS[layout](tensors), tmp_path / "a.pth")
+    line = refusal(tmp_path / "a.pth")
+    assert f"has the layout of {layout}: " in line
+    assert line.endswith("export the backbone under those names")
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2"])
+def test_other_resnets_of_torchvision_are_known_by_their_tensors(tmp_path, name):
+    network = torchvision.models.get_model(name)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert loaded.arch == name
+    network.fc = nn.Identity()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.backbone()(images), network.eval()(images))
+
+
+def test_a_file_from_before_the_batch_counter_is_taken(tmp_path, tensors):
+    torch.save({k: v for k, v in tensors.items() if "num_batches_tracked" not in k}, tmp_path / "old.pth")
+    loaded = load_checkpoint(tmp_path / "old.pth")
+    assert set(loaded.state_dict) == set(tensors)
+    assert all(torch.equal(v, tensors[k]) for k, v in loaded.state_dict.items() if "num_batches" not in k)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, tensors, monkeypatch):

@@ -2,6 +2,10 @@
 
 import errno
 import io
+import multiprocessing
+import os
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -77,7 +81,7 @@ def test_a_second_pass_reads_the_cache(checkpoint, folder, tmp_path, forwards):
     again = extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=3)  # no part of the key
     assert forwards == []
     np.testing.assert_array_equal(first.x, again.x)
-    assert len(list(cache.iterdir())) == 1
+    assert len(arrays(cache)) == 1
 
 
 def test_writing_to_features_does_not_reach_the_cache(checkpoint, folder, tmp_path):
@@ -104,40 +108,149 @@ def test_another_key_makes_another_pass(checkpoint, folder, tmp_path, forwards, 
         name = "others"
     extract_features(checkpoint, read(folder, name), transform, cache)
     assert forwards == [5, 5]
-    assert len(list(cache.iterdir())) == 2
+    assert len(arrays(cache)) == 2
+
+
+def arrays(cache):
+    """Return the finished arrays of a cache, by name."""
+    return sorted(path.name for path in cache.glob("[!.]*"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=repr)
-def test_an_interrupted_pass_leaves_nothing(checkpoint, folder, tmp_path, monkeypatch, error):
-    def stop(image):
-        calls.append(image)
-        if len(calls) == 4:  # in the second batch
-            raise error
-        return TRANSFORM(image)
+@pytest.mark.parametrize("torn", [0, 100])
+def test_an_interrupted_pass_is_continued_and_ends_the_same(checkpoint, folder, tmp_path, forwards, error, torn):
+    class Transform:
+        calls = 0
 
-    calls = []
+        def __call__(self, image):
+            Transform.calls += 1
+            if Transform.calls == 4:  # in the second batch
+                raise error
+            return TRANSFORM(image)
+
+        def __repr__(self):
+            return "the same"
+
+    cache, extract = tmp_path / "cache", partial(extract_features, batch_size=2)
     with pytest.raises(type(error)):
-        extract_features(checkpoint, read(folder), stop, tmp_path / "cache", batch_size=2)
-    assert len(calls) == 4
-    assert list((tmp_path / "cache").iterdir()) == []
+        extract(checkpoint, read(folder), Transform(), cache)
+    assert (arrays(cache), forwards) == ([], [2])
+    (part,) = cache.glob(".*.part")
+    with open(part, "ab") as stream:
+        stream.write(bytes(torn))  # of a row that was being written
+    found = extract(checkpoint, read(folder), Transform(), cache)
+    assert forwards == [2, 2, 1]  # the first batch was not forwarded again
+    whole = extract(checkpoint, read(folder), TRANSFORM, tmp_path / "other")
+    np.testing.assert_array_equal(found.x, whole.x)
+    assert not list(cache.glob(".*.part"))
 
 
-def test_a_full_disk_is_an_oserror_and_leaves_nothing(checkpoint, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", [b"", b"short", bytes(100_000)])
+def test_a_part_of_something_else_is_not_continued(checkpoint, folder, tmp_path, monkeypatch, content):
+    cache = tmp_path / "cache"
+    whole = extract_features(checkpoint, read(folder), TRANSFORM, cache).x.copy()
+    (path,) = cache.glob("[!.]*")
+    path.unlink()
+    path.with_name(f".{path.stem}.part").write_bytes(content)
+    np.testing.assert_array_equal(extract_features(checkpoint, read(folder), TRANSFORM, cache).x, whole)
+
+
+def test_a_full_disk_is_an_oserror_and_loses_no_whole_batch(checkpoint, folder, tmp_path, monkeypatch, forwards):
     class Full(io.FileIO):
         def write(self, content):
-            if self.tell() > 3000:
+            if self.tell() > 6000:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(content)
 
-    monkeypatch.setattr(features, "open", Full, raising=False)
-    with pytest.raises(OSError, match="No space left"):
-        extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache", batch_size=2)
-    assert list((tmp_path / "cache").iterdir()) == []
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "open", Full, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=2)
+    assert arrays(cache) == []
+    del forwards[:]
+    extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=2)
+    assert forwards == [1]
+
+
+def test_an_image_changed_in_place_misses_the_cache(checkpoint, folder, tmp_path, forwards):
+    """Neither names nor sizes tell that these pixels are others."""
+    path = folder / "a" / "0.bmp"
+    Image.new("RGB", (32, 32)).save(path)
+    first = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache")
+    fingerprint, before = read(folder).fingerprint, path.stat()
+    Image.new("RGB", (32, 32), "white").save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    again = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache")
+    assert read(folder).fingerprint == fingerprint
+    assert len(forwards) == 2
+    assert (first.x != again.x).any()
+
+
+@pytest.mark.parametrize("devices", [2, 3, 7])
+def test_several_devices_take_turns_and_give_the_same_rows(checkpoint, folder, tmp_path, monkeypatch, devices):
+    one = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "one", batch_size=2)
+    monkeypatch.setattr(features, "pick_devices", lambda: [torch.device("cpu")] * devices)
+    used, network = [], features._network
+
+    def counted(checkpoint, device):
+        made = network(checkpoint, device)
+        calls: list = []
+        made.register_forward_hook(lambda *_: calls.append(1))
+        used.append(calls)
+        return made
+
+    monkeypatch.setattr(features, "_network", counted)
+    several = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "several", batch_size=2)
+    np.testing.assert_array_equal(one.x, several.x)
+    assert [len(calls) for calls in used] == {2: [2, 1], 3: [1, 1, 1], 7: [1, 1, 1, 0, 0, 0, 0]}[devices]
+
+
+def test_mixed_precision_is_another_array_of_about_the_same_numbers(checkpoint, folder, tmp_path):
+    cache = tmp_path / "cache"
+    plain = extract_features(checkpoint, read(folder), TRANSFORM, cache)
+    mixed = extract_features(checkpoint, read(folder), TRANSFORM, cache, amp="bf16")
+    assert mixed.x.dtype == np.float32
+    assert (mixed.x != plain.x).any()
+    assert np.abs(mixed.x - plain.x).max() < 0.05 * np.abs(plain.x).max()
+    assert len(arrays(cache)) == 2
+
+
+def race(path, folder, cache, number, forwarded):
+    """Ask for the same features as others do; the first forward pass waits until all had the time to ask."""
+    torch.set_num_threads(1)
+    checkpoint = load_checkpoint(path)
+    network = features._network
+
+    def slow(checkpoint, device):
+        time.sleep(1)
+        forwarded.append(number)
+        return network(checkpoint, device)
+
+    features._network = slow
+    extract_features(checkpoint, read(folder), TRANSFORM, cache)
+
+
+def test_processes_that_ask_for_the_same_features_wait_for_one(checkpoint, folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        forwarded = manager.list()
+        several = [
+            context.Process(target=race, args=(checkpoint.path, folder, tmp_path / "cache", number, forwarded))
+            for number in range(3)
+        ]
+        for process in several:
+            process.start()
+        for process in several:
+            process.join()
+        assert [process.exitcode for process in several] == [0, 0, 0]
+        assert len(forwarded) == 1
+    assert len(arrays(tmp_path / "cache")) == 1
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "missing"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_and_leaves_nothing(checkpoint, folder, tmp_path, kind, workers):
+def test_a_broken_image_is_named_and_leaves_no_array(checkpoint, folder, tmp_path, kind, workers):
     images, path = read(folder), folder / "b" / "3.png"
     if kind == "corrupt":
         path.write_bytes(path.read_bytes()[:-1000])
@@ -147,4 +260,4 @@ def test_a_broken_image_is_named_and_leaves_nothing(checkpoint, folder, tmp_path
         extract_features(checkpoint, images, TRANSFORM, tmp_path / "cache", workers=workers)
     # A worker puts its traceback before the message; `cli.run` shows the last line.
     assert str(path) in str(caught.value).strip().splitlines()[-1]
-    assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
+    assert arrays(tmp_path / "cache") == []

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from common.cli import UserError
 from common.data import ImageFiles
 from common.files import sha256_of_file
 from common.records import read_records
+from tests.transfer import small as small_copies
 from transfer import run
-from transfer.datasets import DATASETS, Recognition, Spec, fifth
+from transfer.datasets import DATASETS, Recognition, Spec, fifth, suite
 
 
 def some(images, count):
@@ -163,3 +166,161 @@ def test_a_split_file_that_cannot_serve(house, tmp_path):
         run.main(
             command(house, tmp_path, "--dataset", "caltech101", "--profile", "imagenet", "--split-file", str(path))
         )
+
+
+@pytest.fixture(scope="module")
+def small_house(tmp_path_factory):
+    """Return a folder with small copies of the eleven data sets and the authors' kind of checkpoint, a tiny network."""
+    root = tmp_path_factory.mktemp("small")
+    small_copies.write(root / "data")
+    torch.manual_seed(0)
+    meta = dict.fromkeys(META_KEYS, 0) | {"arch": "test_resnet"}
+    save_checkpoint(root / "tiny.pth", build_backbone("test_resnet").state_dict(), meta)
+    return root
+
+
+def words(house, results, *more):
+    folders = {"data": house / "data", "runs": house / "runs", "results": results}
+    return [
+        *(text for name, path in folders.items() for text in (f"--{name}", str(path))),
+        *("--checkpoint", str(house / "tiny.pth"), "--name", "tiny", "--profile", "imagenet", *more),
+    ]
+
+
+def test_all_eleven_data_sets_go_through_the_command(small_house, tmp_path, monkeypatch, capsys):
+    for name in suite("imagenet"):
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], size=32, resize=32))
+    run.main(words(small_house, tmp_path, "--any-size", "--workers", "0"))
+    records = {r["dataset"]: r for r in read_records(tmp_path, "imagenet")}
+    assert list(records) == suite("imagenet")
+    for name, record in records.items():
+        assert record["protocol"]["variant"] == "any-size"  # no table shows it as the real one
+        assert list(record["metrics"]) == [DATASETS[name].metric]
+        details = record["details"]
+        curve = details["sweep"]
+        assert curve["weight_decay"] == pytest.approx(np.logspace(-6, 5, 45))
+        assert curve["C"] == pytest.approx((2 if name == "voc2007" else 1) / np.logspace(-6, 5, 45))
+        assert [len(curve[key]) for key in ("val", "iterations", "converged")] == [45, 45, 45]
+        assert max(curve["val"]) == record["protocol"]["validation"]
+        assert curve["seconds"] > 0
+        assert ("calibration" in details) == (name != "voc2007")
+    assert set(records["dtd"]["details"]["calibration"]) == {"ece", "ece_scaled", "temperature"}
+    assert records["caltech101"]["metrics"]["mean_per_class_accuracy"] > 60  # colours tell the classes
+    shown = capsys.readouterr().out
+    assert "[11/11] tiny on voc2007; " in shown
+    header, row = [line.split() for line in shown.splitlines()[-2:]]
+    assert header == suite("imagenet")
+    assert row[0] == "tiny"
+    assert [float(cell) for cell in row[1:]] == pytest.approx(
+        [records[name]["metrics"][DATASETS[name].metric] for name in header], abs=0.01
+    )
+
+
+def test_a_small_copy_needs_the_option(small_house, tmp_path):
+    with pytest.raises(
+        UserError, match=r"not the published one; .*, or take a smaller copy as it is with ARGS=--any-s"
+    ):
+        run.main(words(small_house, tmp_path, "--dataset", "dtd"))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_what_is_missing_is_told_from_what_failed(small_house, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dtd").symlink_to(small_house / "data" / "dtd")
+    (data / "oxford-iiit-pet").mkdir()
+    arguments = words(small_house, tmp_path / "results", "--any-size", "--dataset", "dtd pets cars", "--workers", "0")
+    with pytest.raises(
+        UserError, match=r"^missing: tiny on cars; failed: tiny on pets; the other 1 of 3 are recorded$"
+    ):
+        run.main([*arguments, "--data", str(data)])
+    header, row = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert header == ["dtd", "pets", "cars"]
+    assert row[2:] == ["failed", "missing"]
+
+
+def other_process(house, results, name):
+    """Claim a job as another process of the suite does, and hold it."""
+    key = run.RecordKey("imagenet", "recognition", "tiny", name, 0, "any-size")
+    path = run._lease(run.Job(None, name, key), SimpleNamespace(results=results))
+    path.parent.mkdir(parents=True)
+    code = (
+        "import sys, time, filelock\n"
+        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={run.LEASE})\n"
+        "lease.acquire()\nprint('held', flush=True)\n"
+        "time.sleep(float(sys.argv[2]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path), "60"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_house, tmp_path, monkeypatch, capsys):
+    process = other_process(small_house, tmp_path, "dtd")
+    naps = []
+
+    def sleep(seconds):
+        naps.append([record["dataset"] for record in read_records(tmp_path, "imagenet")])
+        process.kill()
+        process.wait()
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    run.main(words(small_house, tmp_path, "--any-size", "--dataset", "dtd pets", "--workers", "0"))
+    assert naps == [["pets"]]  # which did not wait
+    assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out
+    assert [record["dataset"] for record in read_records(tmp_path, "imagenet")] == ["dtd", "pets"]
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+def test_two_processes_share_a_suite_and_repeat_nothing(small_house, tmp_path):
+    command = [sys.executable, "-m", "transfer.run", *words(small_house, tmp_path, "--any-size", "--workers", "0")]
+    command += ["--dataset", "dtd pets food aircraft"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    for name in ("dtd", "pets", "food", "aircraft"):
+        assert sum(f"tiny on {name}: " in text for text in said) == 1
+    assert said[0].splitlines()[-2:] == said[1].splitlines()[-2:]  # both end with the whole table
+
+
+SBATCH = """#!{python}
+import os, subprocess, sys
+options = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+first, last = options["--array"].split("-")
+open("{seen}", "w").write("\\n".join(sys.argv[1:]))
+for task in range(int(first), int(last) + 1):
+    subprocess.run(options["--wrap"], shell=True, env=os.environ | {{"SLURM_ARRAY_TASK_ID": str(task)}})
+"""
+
+
+def test_slurm_gets_an_array_of_all_jobs(small_house, tmp_path, monkeypatch, capsys):
+    fake, seen = tmp_path / "bin" / "sbatch", tmp_path / "seen"
+    fake.parent.mkdir()
+    fake.write_text(SBATCH.format(python=sys.executable, seen=seen))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    (tmp_path / "data").mkdir()
+    for folder in ("dtd", "stanford_cars"):
+        (tmp_path / "data" / folder).symlink_to(small_house / "data" / folder)
+    arguments = words(small_house, tmp_path / "results", "--any-size", "--workers", "0", "--dataset", "dtd cars pets")
+    arguments += ["--data", str(tmp_path / "data")]
+    with pytest.raises(UserError, match=r"^missing: tiny on pets; the other 2 of 3 are recorded"):
+        run.main([*arguments, "--launcher", "slurm", "--sbatch-args=--gres=gpu:1 --time=60"])
+    given = seen.read_text().splitlines()
+    assert {"--wait", "--array=0-2", "--gres=gpu:1", "--time=60"} <= set(given)
+    assert "--launcher" not in given[-1]
+    assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")] == ["cars", "dtd"]
+    fake.unlink()
+    monkeypatch.setenv("PATH", str(fake.parent))
+    with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
+        run.main([*arguments, "--launcher", "slurm"])
+
+
+@pytest.mark.slow
+def test_make_transfer_all_on_small_copies(small_house, tmp_path):
+    command = ["make", "--no-print-directory", "transfer-all", "PROFILE=imagenet", f"PYTHON={sys.executable}"]
+    command += [f"DATA={small_house / 'data'}", f"CHECKPOINT={small_house / 'tiny.pth'}", "NAME=tiny"]
+    command += [f"ARGS=--any-size --results {tmp_path} --runs {small_house / 'runs'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(read_records(tmp_path, "imagenet"))) == 11

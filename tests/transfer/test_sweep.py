@@ -1,25 +1,52 @@
+import os
+import subprocess
+import sys
+import threading
+import time
 import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from common.cli import UserError
 from transfer import sweep as module
-from transfer.sweep import WEIGHT_DECAYS, Part, Probe, check_labels, inverse, sweep
+from transfer.metrics import mean_average_precision_11
+from transfer.sweep import WEIGHT_DECAYS, Part, Path, check_labels, inverse, noting_convergence, sweep
 
 
 def blobs(n, seed=0, k=3, spread=0.4, dim=5):
-    """Return k separable classes around corners, as float32 features."""
+    """Return k separable classes around corners, as float32 features far from the origin."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
-    return Part((3 * np.eye(k, dim)[y] + spread * rng.standard_normal((n, dim))).astype(np.float32), y)
+    return Part((2 + 3 * np.eye(k, dim)[y] + spread * rng.standard_normal((n, dim))).astype(np.float32), y)
 
 
-def joined(a, b):
-    return Part(np.concatenate([a.x, b.x]), np.concatenate([a.y, b.y]))
+def split(train, val, test, multilabel=False, seed=0, **options):
+    """Return `sweep`'s first four arguments: train and val interleaved, and test."""
+    both, tested = blobs(train + val, seed, **options), blobs(test, seed + 100, **options)
+    if multilabel:
+        both, tested = (Part(p.x, np.stack([p.y == 0, p.y == 1, p.y > 0], 1).astype(np.int64)) for p in (both, tested))
+    rows = np.random.default_rng(2).permutation(train + val)
+    return both, np.sort(rows[:train]), rows[train:], tested
 
 
-def test_grid_is_the_papers_and_goes_from_large_c_to_small():
+def literal(both, train, val, test, grid):
+    """The protocol as plainly as it can be said, in float64 and to the end: every fit alone and from zero."""
+    binary = both.y.max() == 1
+
+    def fit(rows, wd):
+        model = LogisticRegression(C=(1 + binary) / wd, max_iter=10_000, tol=1e-10)
+        return model.fit(both.x[rows].astype(np.float64), both.y[rows])
+
+    val_scores = [100 * fit(train, wd).score(both.x[val], both.y[val]) for wd in grid]
+    best = grid[int(np.argmax(val_scores))]  # the first, which has the larger C
+    return val_scores, best, 100 * fit(np.concatenate([train, val]), best).score(test.x, test.y)
+
+
+def test_grid_is_the_papers():
     assert len(WEIGHT_DECAYS) == 45
     assert (WEIGHT_DECAYS[0], WEIGHT_DECAYS[-1]) == pytest.approx((1e-6, 1e5))
     np.testing.assert_allclose(np.diff(np.log10(WEIGHT_DECAYS)), 0.25)
@@ -28,59 +55,55 @@ def test_grid_is_the_papers_and_goes_from_large_c_to_small():
 
 
 def test_separable_classes_are_learnt():
-    train, val = blobs(60), blobs(30, 1)
-    outcome = sweep(train, val, joined(train, val), blobs(45, 2), "accuracy")
+    outcome = sweep(*split(60, 30, 45), "accuracy")
     assert outcome.test == outcome.validation == 100
     assert outcome.fits == 46
     # The first of the grid is already perfect, and later equals do not replace it.
     assert outcome.weight_decay == WEIGHT_DECAYS[0]
     assert outcome.c == pytest.approx(1e6)
+    assert outcome.at_edge
+    assert outcome.weight_decays == list(WEIGHT_DECAYS)
+    assert len(outcome.val) == len(outcome.iterations) == len(outcome.converged) == 45
+    assert outcome.val[0] == 100
+    assert 0 <= outcome.calibration["ece"] < 1
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_curve_the_choice_and_the_result_are_those_of_the_literal_protocol(k, seed):
+    data = split(120, 60, 200, k=k, seed=seed, spread=3.0, dim=12)
+    grid = [float(w) for w in np.logspace(-3, 4, 15)]
+    outcome = sweep(*data, "accuracy", grid)
+    val, best, test = literal(*data, grid)
+    np.testing.assert_allclose(outcome.val, val, atol=200 / 60 + 1e-9)  # two of 60 images may fall on the other side
+    assert max(val) - val[grid.index(outcome.weight_decay)] <= 100 / 60 + 1e-9
+    if outcome.weight_decay == best:
+        assert outcome.test == pytest.approx(test, abs=100 / 200 + 1e-9)
+    assert outcome.winner_converged
 
 
 @pytest.mark.parametrize(
     ("reached", "chosen"), [([1, 3, 3, 2], 1), ([0, 0, 0, 0], 0), ([1, 2, 3, 4], 3), ([4, 4, 4, 4], 0)]
 )
-def test_selection_takes_the_first_of_the_best(monkeypatch, reached, chosen):
-    scores = iter([*reached, 50])
-    monkeypatch.setitem(module.METRICS, "accuracy", lambda labels, scored: next(scores))
-    part, grid = blobs(12), [1e-2, 1e-1, 1.0, 10.0]
-    outcome = sweep(part, part, part, part, "accuracy", grid)
+def test_selection_takes_the_largest_c_of_the_best(monkeypatch, reached, chosen):
+    grid = [1e-2, 1e-1, 1.0, 10.0]
+    fit = Path.fit
+
+    def marked(self, wd):
+        found = fit(self, wd)
+        found.scores = lambda x: np.full((len(x), 3), wd)
+        return found
+
+    monkeypatch.setattr(Path, "fit", marked)
+    score = lambda labels, scores: reached[grid.index(scores[0, 0])] if len(labels) == 6 else 50  # noqa: E731
+    monkeypatch.setitem(module.METRICS, "accuracy", score)
+    outcome = sweep(*split(12, 6, 9), "accuracy", grid)
     assert (outcome.weight_decay, outcome.validation, outcome.test) == (grid[chosen], reached[chosen], 50)
+    assert outcome.val == reached
+    assert outcome.at_edge == (chosen in (0, 3))
 
 
-def test_one_warm_estimator_serves_the_sweep_and_the_refit(monkeypatch):
-    """A literal loop over scikit-learn with the same order gives the same fits, bit for bit."""
-    from sklearn.linear_model import LogisticRegression
-
-    grid, (train, val, test) = [1e-3, 1.0, 1e3], (blobs(n, s, spread=2.0) for n, s in ((60, 0), (30, 1), (30, 2)))
-    both = joined(train, val)
-    estimator = LogisticRegression(warm_start=True)
-    best = (0, 0)
-    for wd in grid:
-        estimator.set_params(C=1 / wd, tol=1e-4 / 60).fit(train.x, train.y)
-        best = max(best, (100 * estimator.score(val.x, val.y), 1 / wd))
-    estimator.set_params(C=best[1], tol=1e-4 / 90).fit(both.x, both.y)
-    outcome = sweep(train, val, both, test, "accuracy", grid)
-    assert (outcome.c, outcome.test) == pytest.approx((best[1], 100 * estimator.score(test.x, test.y)))
-
-
-def test_class_k_starts_from_class_k_minus_1():
-    from sklearn.linear_model import LogisticRegression
-
-    x = blobs(40, spread=1.5).x
-    y = (np.random.default_rng(0).random((40, 3)) < 0.4).astype(np.int64)
-    estimator, want = LogisticRegression(warm_start=True), []
-    for wd in (1e-2, 1.0):
-        want = [
-            estimator.set_params(C=2 / wd, tol=1e-4 / 40).fit(x, y[:, k]).decision_function(x).copy() for k in range(3)
-        ]
-    probe = Probe(multilabel=True)
-    for wd in (1e-2, 1.0):
-        probe.fit(Part(x, y), wd)
-    np.testing.assert_allclose(probe.scores(x), np.stack(want, 1), rtol=1e-4, atol=1e-5)
-
-
-def test_binary_probe_is_the_two_column_softmax():
+def test_binary_fits_are_the_two_column_softmax():
     """PROTOCOLS 4.5: C = 2/wd with one column is C = 1/wd with two; compared with direct minimisation."""
     from scipy.optimize import minimize
     from scipy.special import logsumexp
@@ -93,36 +116,179 @@ def test_binary_probe_is_the_two_column_softmax():
         z = x @ w.T + b
         return (logsumexp(z, axis=1) - z[np.arange(40), y]).sum() + wd / 2 * (w**2).sum()
 
-    probe = Probe(multilabel=False)
-    probe.fit(Part(x, y), wd)
+    found = Path(x, y, binary=True).fit(wd)
     w = minimize(loss, np.zeros(6), tol=1e-10).x[:4].reshape(2, 2)
-    np.testing.assert_allclose(probe._weight, w, atol=1e-3)
+    np.testing.assert_allclose(found.weight[0], w[1] - w[0], atol=1e-3)
+    scores = module.problems_of(y)[0].columns(found.scores(x))
+    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], x @ (w[1] - w[0]) + found.bias[0], atol=1e-2)
 
 
-def test_multilabel_sweep():
-    parts = [blobs(30, seed, spread=0.8) for seed in range(3)]
-    a, b, c = (Part(p.x, np.stack([p.y == 0, p.y == 1, p.y > 0], 1).astype(np.int64)) for p in parts)
-    outcome = sweep(a, b, joined(a, b), c, "mAP11", [1e-2, 1.0, 1e2])
-    assert outcome.test > 90
+def test_multilabel_data_get_a_binary_fit_a_class_and_one_weight_decay():
+    data = split(60, 30, 60, multilabel=True, spread=1.5)
+    grid = [1e-2, 1.0, 1e2]
+    outcome = sweep(*data, "mAP11", grid)
+    both, train, val, test = data
     assert outcome.fits == 3 * 3 + 3
     assert outcome.c == pytest.approx(2 / outcome.weight_decay)
+    assert outcome.calibration is None
+
+    def plain(rows, x, wd):
+        models = (LogisticRegression(C=2 / wd, tol=1e-10, max_iter=1000).fit(both.x[rows], y) for y in both.y[rows].T)
+        return np.stack([model.decision_function(x) for model in models], 1)
+
+    want = [mean_average_precision_11(both.y[val], plain(train, both.x[val], wd)) for wd in grid]
+    np.testing.assert_allclose(outcome.val, want, atol=1.5)
+    scores = plain(np.concatenate([train, val]), test.x, outcome.weight_decay)
+    assert outcome.test == pytest.approx(mean_average_precision_11(test.y, scores), abs=1.5)
 
 
-def test_unconverged_fits_are_counted_and_silent():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((300, 40)) * np.logspace(0, 3, 40)  # ill-conditioned
-    part = Part(x.astype(np.float32), rng.integers(0, 5, 300))
+def test_a_shift_of_all_features_changes_nothing():
+    data = split(90, 45, 90, spread=2.0)
+    shifted = [Part(p.x + np.float32(3), p.y) if isinstance(p, Part) else p for p in data]
+    one, other = (sweep(*d, "accuracy", [1e-2, 1.0, 1e2]) for d in (data, shifted))
+    assert one.val == pytest.approx(other.val, abs=100 / 45 + 1e-9)
+    assert one.test == pytest.approx(other.test, abs=100 / 90 + 1e-9)
+
+
+def test_the_number_of_cores_changes_nothing(monkeypatch):
+    data = split(90, 45, 90, spread=2.0)
+    outcomes = []
+    for cores in (1, 2, 8):
+        monkeypatch.setattr(module, "_cores", lambda cores=cores: cores)
+        outcome = sweep(*data, "accuracy")
+        outcomes.append((outcome.val, outcome.iterations, outcome.test))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_features_are_read_from_a_memory_map_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 7)
+    both, train, val, test = split(60, 30, 45, spread=2.0)
+    mapped = []
+    for name, part in (("both", both), ("test", test)):
+        np.save(tmp_path / f"{name}.npy", part.x)
+        mapped.append(Part(np.load(tmp_path / f"{name}.npy", mmap_mode="c"), part.y))
+    plain, other = (sweep(b, train, val, t, "accuracy", [1.0]) for b, t in ((both, test), mapped))
+    assert (plain.val, plain.test) == (other.val, other.test)
+    np.testing.assert_array_equal(mapped[0].x, both.x)
+
+
+def test_unconverged_fits_are_counted_and_silent(monkeypatch):
+    monkeypatch.setattr(module, "MAX_ITER", 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outcome = sweep(part, part, part, part, "accuracy", [1e-6])
-    assert 1 <= outcome.unconverged <= outcome.fits == 2
+        outcome = sweep(*split(90, 45, 60, spread=3.0), "accuracy", [1e-6, 1e-5, 1e5])
+    assert outcome.unconverged == len([c for c in outcome.converged if not c]) + (not outcome.winner_converged)
+    assert not outcome.winner_converged
+    assert max(outcome.iterations) == 3
+    assert not any(outcome.converged[:2])
+
+
+def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
+    """A line search that finds no lower loss ends a fit with a warning, before the iterations are used up."""
+    precisions, fit = [], LogisticRegression.fit
+
+    def failing(self, x, y):
+        precisions.append(x.dtype)
+        fit(self, x, y)
+        if x.dtype == np.float32:
+            from sklearn.exceptions import ConvergenceWarning
+
+            warnings.warn("lbfgs failed to converge (status=2): ABNORMAL", ConvergenceWarning, stacklevel=1)
+        return self
+
+    monkeypatch.setattr(LogisticRegression, "fit", failing)
+    part = blobs(30, spread=2.0)
+    with noting_convergence():
+        found = Path(part.x, part.y, binary=False).fit(1.0)
+    assert precisions == [np.float32, np.float64]
+    assert found.converged
+    assert found.weight.dtype == np.float32
+
+
+def test_a_warning_is_of_the_thread_that_got_it():
+    part, results = blobs(60, spread=3.0), {}
+
+    def run(wd, iterations):
+        path = Path(part.x, part.y, binary=False)
+        path._estimator.set_params(max_iter=iterations)
+        results[wd, iterations] = path.fit(wd).converged
+
+    with noting_convergence():
+        threads = [threading.Thread(target=run, args=(wd, n)) for wd in (1e-3, 1e-2) for n in (1, 1000)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == {(wd, n): n == 1000 for wd in (1e-3, 1e-2) for n in (1, 1000)}
+
+
+def test_an_interrupt_stops_the_other_paths(monkeypatch):
+    fits = []
+
+    def fit(self, wd):
+        fits.append(wd)
+        if wd == WEIGHT_DECAYS[-1]:
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        return original(self, wd)
+
+    original = Path.fit
+    monkeypatch.setattr(Path, "fit", fit)
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(*split(30, 15, 15), "accuracy")
+    assert len(fits) < 10
+
+
+@given(st.integers(0, 1000), st.floats(-2, 3))
+@settings(max_examples=20, deadline=None)
+def test_a_path_ends_where_a_fit_from_zero_does(seed, log_wd):
+    part, wd = blobs(60, seed, spread=3.0), 10**log_wd
+    path = Path(part.x - part.x.mean(0), part.y, binary=False)
+    for stronger in (1e5, 1e4):
+        with noting_convergence():
+            path.fit(stronger)
+    with noting_convergence():
+        found = path.fit(wd).scores(part.x - part.x.mean(0))
+    alone = LogisticRegression(C=1 / wd, tol=1e-10, max_iter=10_000).fit(part.x.astype(np.float64), part.y)
+    want = alone.decision_function(part.x)
+    np.testing.assert_allclose(found - found.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
+
+
+ARRAY_API = """
+import numpy as np, torch
+from tests.transfer.test_sweep import split
+from transfer import sweep
+used = []
+fit = sweep.Path._converges
+sweep.Path._converges = lambda self, x: (used.append(type(x).__module__), fit(self, x))[1]
+for multilabel, metric in ((False, "accuracy"), (True, "mAP11")):
+    data = split(90, 45, 90, spread=2.0, multilabel=multilabel)
+    plain = sweep.sweep(*data, metric, [1e-2, 1.0, 1e2])
+    as_numpy = sweep._is_numpy
+    original, sweep._centred = sweep._centred, lambda *args: torch.as_tensor(original(*args))
+    other = sweep.sweep(*data, metric, [1e-2, 1.0, 1e2])
+    sweep._centred = original
+    assert used[-1] == "torch" and "numpy" in used, used
+    assert np.allclose(plain.val, other.val, atol=1.5) and abs(plain.test - other.test) < 1.5, (plain, other)
+"""
+
+
+def test_the_solver_takes_torch_tensors_as_on_a_gpu():
+    """scikit-learn's array API, here on CPU tensors; SciPy must meet its switch when it is first imported."""
+    environment = {k: v for k, v in os.environ.items() if k != "SCIPY_ARRAY_API"}
+    code = ARRAY_API.replace("from tests", "from transfer import sweep\nfrom tests", 1)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_features_that_are_not_finite_are_refused():
-    part = blobs(12)
-    part.x[3, 2] = np.nan
-    with pytest.raises(UserError, match="not finite"):
-        sweep(part, part, part, part, "accuracy")
+    for where in range(3):
+        data = split(12, 6, 9)
+        (data[0].x, data[0].x, data[3].x)[where][(3, 14, 3)[where], 2] = np.nan  # in train, val, test
+        with pytest.raises(UserError, match="not finite"):
+            sweep(*data, "accuracy", [1.0])
 
 
 def test_check_labels_names_what_is_missing():

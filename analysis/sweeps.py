@@ -1,0 +1,75 @@
+"""The validation curve of each data set's weight-decay sweep, a line a model: `python -m analysis.sweeps`."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from analysis.names import DATASETS, METRIC_NAMES, model_colour, model_name, model_order
+from analysis.products import arguments, figure_files, folder, make_once
+from common import cli
+from common.cli import UserError
+from common.files import sha256_of_file
+from common.records import read_records
+
+MODULE = "analysis.sweeps"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    build(arguments(MODULE, __doc__ or "", argv))
+
+
+def build(args: argparse.Namespace) -> list[Path]:
+    """Draw `sweep-<dataset>` for every data set with records of the seed, unless up to date; return the PNGs.
+
+    Raises UserError when no record holds a curve.
+    """
+    curves: dict[str, dict[str, dict[str, Any]]] = {}
+    for record in read_records(args.results, args.profile):
+        if record["task"] == "recognition" and record["seed"] == args.seed and "sweep" in record.get("details", {}):
+            variant = record["protocol"].get("variant")
+            dataset = record["dataset"] + (f"-{variant}" if variant else "")
+            curves.setdefault(dataset, {})[record["model"]] = record
+    if not curves:
+        raise UserError(
+            f"no validation curve of seed {args.seed} in {args.results / args.profile}; "
+            f"make them with `make transfer-all PROFILE={args.profile}`"
+        )
+    made = []
+    for dataset, of_model in sorted(curves.items()):
+        stem = folder(args) / f"sweep-{dataset}"
+        shown = {model: of_model[model] for model in model_order(of_model)}
+        inputs = [sha256_of_file(Path(__file__)), *(repr((m, r["protocol"], r["details"])) for m, r in shown.items())]
+        make_once(folder(args), stem.name, inputs, figure_files(stem), partial(_make, shown, stem))
+        made.append(figure_files(stem)[0])
+    return made
+
+
+def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:
+    from analysis.style import plt, save
+
+    figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+    for position, (model, record) in enumerate(records.items()):
+        curve, protocol = record["details"]["sweep"], record["protocol"]
+        style: dict[str, Any] = {"color": model_colour(model, position), "linestyle": "-" if "gsg" in model else "--"}
+        axis.plot(curve["weight_decay"], curve["val"], label=model_name(model), linewidth=2, **style)
+        points = zip(curve["weight_decay"], curve["val"], curve["converged"], strict=True)
+        hollow = [(wd, value) for wd, value, converged in points if not converged]
+        if hollow:  # a small open circle: the fit stopped before it converged
+            axis.plot(*zip(*hollow, strict=True), "o", markersize=3.5, markerfacecolor="white", color=style["color"])
+        axis.plot(protocol["weight_decay"], protocol["validation"], "D", markersize=7, color=style["color"])
+    first = next(iter(records.values()))
+    metric, dataset = first["protocol"]["metric"], first["dataset"]
+    axis.set(
+        xscale="log",
+        xlabel="weight decay (diamond: chosen)",
+        ylabel=f"validation {METRIC_NAMES.get(metric, metric)} (%)",
+        title=DATASETS.get(dataset, dataset),
+    )
+    axis.legend()
+    save(figure, stem)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+"""The benchmarks measure what they say, here on problems too small for the numbers to matter."""
+
+import numpy as np
+import pytest
+
+from common.backbones import build_backbone
+from common.checkpoint import Checkpoint
+from common.data import ImageFiles, evaluation_transform
+from transfer import bench
+from transfer.bench import Problem, in_float64, make_features, our_extraction, our_sweep, reference_extraction
+
+SMALL = Problem(3, noise=1.0, n=120, test=60)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    monkeypatch.setattr(bench, "DIM", 80)
+
+
+def test_the_ids_and_targets_are_those_of_the_issue():
+    targets = {name: (target, better) for name, (_, target, better, _) in bench.BENCHMARKS.items()}
+    each = {
+        "transfer_sweep_ratio": (3.0, "higher"),
+        "transfer_total_ratio": (2.0, "higher"),
+        "transfer_metric_difference": (0.3, "lower"),
+        "transfer_memory_ratio": (0.5, "lower"),
+    }
+    assert targets == {"transfer_extract_ratio": (1.7, "higher")} | each | {f"{k}_10": v for k, v in each.items()}
+
+
+def test_both_sweeps_find_about_the_same(narrow):
+    x, y = make_features(SMALL)
+    assert (x.shape, x.dtype, x.min() > 0) == ((180, 80), np.float32, True)
+    grid = [float(w) for w in np.logspace(-2, 3, 11)]
+    reference, ours = (run(x, y, SMALL, grid) for run in (bench.reference_sweep, our_sweep))
+    assert ours > 50  # chance is 33
+    assert ours == pytest.approx(reference, abs=4)
+
+
+def test_the_sweeps_are_measured_once_in_a_run(narrow, monkeypatch):
+    runs = []
+    for name in ("reference_sweep", "our_sweep"):
+        monkeypatch.setattr(bench, name, lambda *_, name=name: (runs.append(name), 70.0)[1])
+    monkeypatch.setattr(bench, "extractions", lambda: (8.0, 2.0))
+    bench.sweeps.cache_clear()
+    assert bench.total_ratio(SMALL) == pytest.approx(4, rel=0.01)
+    assert bench.sweeps(SMALL)[1::2] == (70.0, 70.0)
+    assert runs == ["reference_sweep", "our_sweep"]
+    bench.sweeps.cache_clear()
+
+
+def test_memory_is_that_of_a_process_of_its_own(narrow, monkeypatch):
+    monkeypatch.setattr(bench, "LARGE", (9000, 3000))
+    assert 0 < bench.memory_ratio(SMALL) < 2
+
+
+def test_float64_rows_are_the_rows(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(12, dtype=np.float32).reshape(4, 3))
+    found = in_float64(np.load(tmp_path / "x.npy", mmap_mode="c"), np.array([2, 0]))
+    assert found.dtype == np.float64
+    assert found.tolist() == [[6, 7, 8], [0, 1, 2]]
+
+
+def test_both_extractions_give_the_same_features_and_the_reference_makes_some_twice(tmp_path, monkeypatch):
+    bench.write_photos(tmp_path / "images", 6)
+    paths = sorted(path.name for path in (tmp_path / "images").iterdir())
+    checkpoint = Checkpoint(tmp_path, "0", build_backbone("test_resnet").state_dict(), {"arch": "test_resnet"})
+
+    def images(name, start, stop):
+        return ImageFiles(name, tmp_path / "images", paths[start:stop], np.zeros(stop - start, int), ["a"])
+
+    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: [])  # no workers
+    both, test = images("both", 0, 4), images("test", 4, 6)
+    parts = [images("train", 1, 4), images("val", 0, 1), both, test]
+    train, val, *same = reference_extraction(checkpoint, parts, evaluation_transform(32, resize=32))
+    ours = our_extraction(checkpoint, [both, test], evaluation_transform(32, resize=32), tmp_path / "cache")
+    for one, other in zip(same, ours, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([val, train]), same[0], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,266 @@
+"""What the transfer suite saves, against a straightforward rendering of ssl-transfer's procedure, in one run.
+
+make bench, or one of them: python -m transfer.bench --only transfer_sweep_ratio_10
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common import cli
+from common.bench import Entry, parse, peak_memory, report, write_photos
+from transfer.sweep import WEIGHT_DECAYS, Part, read_chunks, sweep
+
+DIM = 2048
+# Images of the extraction in the proportion of Food-101's train + val and test; the fifth of the first are val.
+BOTH, TEST = 96, 32
+REPEATS = 3
+
+
+class Problem(NamedTuple):
+    """Features like a ResNet-50's, of `n` train + val and `test` images."""
+
+    classes: int
+    noise: float
+    n: int = 2500
+    test: int = 1000
+
+    @property
+    def said(self) -> str:
+        """What a table calls it."""
+        return f"{self.classes} classes, {self.n} + {self.test} images, {DIM} features"
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of train and of val, a fifth, in the first `n`."""
+        order = np.random.default_rng(1).permutation(self.n)
+        return np.sort(order[self.n // 5 :]), order[: self.n // 5]
+
+
+TEN, HUNDRED = Problem(10, noise=4.0), Problem(100, noise=4.0)
+LARGE = 6000, 2000  # images of the comparison of memory
+
+
+def make_features(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, DIM) float32 and labels (N,): a spectrum that falls as 1/k, classes apart in 64 directions.
+
+    All positive and far from the origin, as a mean over ReLUs is.
+    """
+    rng = np.random.default_rng(0)
+    deviations = np.arange(1, DIM + 1, dtype=np.float32) ** -0.5
+    rotation = np.linalg.qr(rng.standard_normal((DIM, DIM), dtype=np.float32))[0]
+    centres = rng.standard_normal((problem.classes, DIM), dtype=np.float32)
+    centres[:, 64:] = 0
+    y = rng.permutation(np.arange(problem.n + problem.test) % problem.classes)
+    x = centres[y] + problem.noise * rng.standard_normal((len(y), DIM), dtype=np.float32)
+    x = (x * deviations) @ rotation
+    return np.logaddexp(0, x / x.std() - 1).astype(np.float32), y
+
+
+def reference_sweep(
+    x: np.ndarray, y: np.ndarray, problem: Problem, weight_decays: Sequence[float] = WEIGHT_DECAYS
+) -> float:
+    """Return the test accuracy as ssl-transfer's `linear.py` finds it, in float64, with scikit-learn's defaults."""
+    from sklearn.linear_model import LogisticRegression
+
+    train, val = problem.rows
+    model = LogisticRegression(warm_start=True)
+    x_train, x_val = in_float64(x, train), in_float64(x, val)
+    best, chosen = 0.0, weight_decays[0]
+    for weight_decay in weight_decays:
+        score = model.set_params(C=1 / weight_decay).fit(x_train, y[train]).score(x_val, y[val])
+        if score > best:
+            best, chosen = score, weight_decay
+    del x_train, x_val
+    x_both, x_test = in_float64(x, np.arange(problem.n)), in_float64(x, np.arange(problem.n, len(x)))
+    model.set_params(C=1 / chosen).fit(x_both, y[: problem.n])
+    return 100 * model.score(x_test, y[problem.n :])
+
+
+def in_float64(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the rows as float64, with no more memory than they take."""
+    result = np.empty((len(rows), x.shape[1]))
+    for place, chunk in read_chunks(x, rows):
+        result[place] = chunk
+    return result
+
+
+def our_sweep(x: np.ndarray, y: np.ndarray, problem: Problem, weight_decays: Sequence[float] = WEIGHT_DECAYS) -> float:
+    """Return the test accuracy as `transfer.sweep` finds it."""
+    both, test = Part(x[: problem.n], y[: problem.n]), Part(x[problem.n :], y[problem.n :])
+    return sweep(both, *problem.rows, test, "accuracy", weight_decays).test
+
+
+@cache
+def sweeps(problem: Problem) -> tuple[float, float, float, float]:
+    """Return seconds and accuracy of the reference's sweep, and of ours on the same features."""
+    import warnings
+
+    x, y = make_features(problem)
+    found: list[float] = []
+    with warnings.catch_warnings(action="ignore"):  # the reference does not look at them
+        for run in (reference_sweep, our_sweep):
+            started = time.perf_counter()
+            accuracy = run(x, y, problem)
+            found += [time.perf_counter() - started, accuracy]
+    return found[0], found[1], found[2], found[3]
+
+
+@cache
+def extractions() -> tuple[float, float]:
+    """Return the median seconds of the reference's extraction and of ours: ResNet-50, JPEGs, in turn."""
+    import torch
+
+    from common.backbones import build_backbone
+    from common.checkpoint import Checkpoint
+    from common.data import ImageFiles, evaluation_transform
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_photos(root / "images", BOTH + TEST)
+        paths = sorted(path.name for path in (root / "images").iterdir())
+        labels = np.zeros(BOTH + TEST, dtype=np.int64)
+
+        def images(name: str, start: int, stop: int) -> ImageFiles:
+            return ImageFiles(name, root / "images", paths[start:stop], labels[start:stop], ["photo"])
+
+        torch.manual_seed(0)
+        state = build_backbone("resnet50").state_dict()
+        checkpoint = Checkpoint(root, "0", state, {"arch": "resnet50"})
+        both, test = images("both", 0, BOTH), images("test", BOTH, BOTH + TEST)
+        train, val = images("train", BOTH // 5, BOTH), images("val", 0, BOTH // 5)
+        transform = evaluation_transform(224, resize=224)
+        times: dict[str, list[float]] = {"reference": [], "ours": []}
+        for repeat in range(REPEATS):
+            for name, run in (
+                ("reference", partial(reference_extraction, checkpoint, [train, val, both, test], transform)),
+                ("ours", partial(our_extraction, checkpoint, [both, test], transform, root / f"cache{repeat}")),
+            ):
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+    return statistics.median(times["reference"]), statistics.median(times["ours"])
+
+
+def reference_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any) -> list[np.ndarray]:
+    """Return the features of train, val, train + val and test as ssl-transfer has them: each a pass of its own."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from common.data import Transformed
+
+    network, found = checkpoint.backbone(), []
+    for images in parts:
+        rows: list[np.ndarray] = []
+        with torch.no_grad():
+            for batch, _ in DataLoader(Transformed(images, transform), 64, num_workers=1):
+                rows.extend(network(batch).numpy())
+        found.append(np.array(rows))
+    return found
+
+
+def our_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any, cache: Path) -> list[np.ndarray]:
+    """Return the features of train + val and of test as the transfer suite has them."""
+    from common.features import extract_features
+
+    workers = min(16, len(os.sched_getaffinity(0)))
+    with open(os.devnull, "w") as silence, redirect_stderr(silence), redirect_stdout(silence):
+        return [extract_features(checkpoint, images, transform, cache, workers=workers).x for images in parts]
+
+
+def total_ratio(problem: Problem) -> float:
+    """Return the reference's time over ours for extraction, in proportion to the images, and sweep."""
+    images = (problem.n + problem.test) / (BOTH + TEST)
+    reference, ours = (images * seconds for seconds in extractions())
+    reference_seconds, _, our_seconds, _ = sweeps(problem)
+    return (reference + reference_seconds) / (ours + our_seconds)
+
+
+def memory_ratio(problem: Problem) -> float:
+    """Return the peak memory of our sweep over the reference's: what a process grew by for it (Linux).
+
+    Both read the features from a memory-mapped file; three weight decays, as all take the same.
+    """
+    large = problem._replace(n=LARGE[0], test=LARGE[1])
+    with tempfile.TemporaryDirectory() as folder:
+        x, y = make_features(large)
+        for name, part in (("all", x), ("both", x[: large.n]), ("test", x[large.n :])):
+            np.save(Path(folder) / f"{name}.npy", part)
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1, maxtasksperchild=1) as pool:  # a process each: its peak never falls
+            jobs = [(ours, folder, y, large) for ours in (True, False)]
+            ours, reference = pool.starmap(sweep_memory, jobs, chunksize=1)
+    return ours / reference
+
+
+def sweep_memory(ours: bool, folder: str, y: np.ndarray, problem: Problem) -> int:
+    """Return by how many KiB a sweep raised this process's peak."""
+    import sklearn.linear_model  # noqa: F401  (what is loaded is no part of it)
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    every, both, test = (np.load(Path(folder) / f"{name}.npy", mmap_mode="c") for name in ("all", "both", "test"))
+    few, before = WEIGHT_DECAYS[36:39], peak_memory()  # strong ones take few iterations, and the same memory
+    with threadpool_limits(2):
+        if ours:
+            sweep(Part(both, y[: problem.n]), *problem.rows, Part(test, y[problem.n :]), "accuracy", few)
+        else:
+            reference_sweep(every, y, problem, few)
+    return peak_memory() - before
+
+
+def measure_all(only: Sequence[str]) -> list[Entry]:
+    """Measure the benchmarks named in `only`, printing each as it comes."""
+    entries: list[Entry] = []
+    for name, (what, target, better, run) in BENCHMARKS.items():
+        if name in only:
+            print(f"measuring {name}: {what}", flush=True)
+            command = f"python -m transfer.bench --only {name}"
+            entries.append(Entry(id=name, what=what, value=run(), target=target, better=better, command=command))
+    return entries
+
+
+def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
+    """Return id -> what is measured, target, which is better, and the measurement."""
+    found: dict[str, tuple[str, float, str, Callable[[], float]]] = {
+        "transfer_extract_ratio": (
+            f"feature extraction, ssl-transfer's four passes / ours (ResNet-50, {BOTH} + {TEST} JPEGs of 500x375)",
+            1.7,
+            "higher",
+            lambda: extractions()[0] / extractions()[1],
+        )
+    }
+    for problem in (TEN, HUNDRED):
+        mark = "" if problem is HUNDRED else f"_{problem.classes}"  # the plain ids are of the larger problem
+        for name, what, target, better, run in (
+            ("transfer_sweep_ratio", "sweep and refit, float64 ascending / ours", 3.0, "higher",
+             lambda problem: sweeps(problem)[0] / sweeps(problem)[2]),
+            ("transfer_total_ratio", "extraction and sweep, ssl-transfer's / ours", 2.0, "higher", total_ratio),
+            ("transfer_metric_difference", "test accuracy, points between the two", 0.3, "lower",
+             lambda problem: abs(sweeps(problem)[1] - sweeps(problem)[3])),
+            ("transfer_memory_ratio", f"peak memory of the sweep of {LARGE[0]} + {LARGE[1]} images, ours / theirs", 0.5,
+             "lower", memory_ratio),
+        ):  # fmt: skip
+            found[name + mark] = (f"{what} ({problem.said})", target, better, partial(run, problem))
+    return found
+
+
+BENCHMARKS = _benchmarks()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and write it where asked."""
+    args = parse("transfer.bench", __doc__ or "", list(BENCHMARKS), argv)
+    report(measure_all(args.only), args.json)
+
+
+if __name__ == "__main__":
+    cli.run(main)
