@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import records
 from common.cli import METHODS, checkpoint_name
 from common.records import RecordKey, Run
 
@@ -21,16 +22,32 @@ def args(tmp_path):
 
 
 @pytest.fixture
-def record(args):
+def record(args, monkeypatch):
     """Return a function that writes a record and returns its file."""
 
-    def write(model, task, dataset, metrics, seed=0, profile="demo", variant=None) -> Path:
+    def write(
+        model, task, dataset, metrics, seed=0, profile="demo", variant=None, protocol=None, config="c0ffee", data="da7a"
+    ) -> Path:
         key = RecordKey(profile, task, model, dataset, seed, variant)
-        return Run(key, f"{len(model):064x}", "c0ffee" + 58 * "0").finish(
-            args.results, metrics=metrics, protocol={"n": 1}, data_fingerprint="da7a" + 60 * "0", device="cpu"
+        return Run(key, f"{len(model):064x}", f"{config:0<64}").finish(
+            args.results, metrics=metrics, protocol=protocol or {}, data_fingerprint=f"{data:0<64}", device="cpu"
         )
 
+    # Whether this checkout has uncommitted changes must not matter.
+    monkeypatch.setattr(records, "git_state", lambda: ("5eed" * 10, False))
     return write
+
+
+@pytest.fixture
+def change():
+    """Return a function that changes a record in its file."""
+
+    def in_file(path, how) -> None:
+        content = json.loads(path.read_text())
+        how(content)
+        path.write_text(json.dumps(content))
+
+    return in_file
 
 
 @pytest.fixture
