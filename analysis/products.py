@@ -12,11 +12,22 @@ from common.files import sha256_of_file, sha256_of_text, write_json
 _DIGESTS = ".inputs.json"
 
 
-def arguments(module: str, description: str, argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line, print the first line, and return the arguments. METHOD is `all` by default."""
-    parser = cli.parser(module, description)
+def arguments(
+    module: str,
+    description: str,
+    argv: list[str] | None,
+    *,
+    reads_checkpoint: bool = False,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """Parse the command line, print the first line, and return the arguments. METHOD is `all` by default.
+
+    `more` adds arguments of the command's own.
+    """
+    parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
     parser.set_defaults(method=list(METHODS))
     parser.add_argument("--reports", default="reports", type=Path, help="where tables, figures and pages live")
+    more(parser)
     args = parser.parse_args(argv)
     cli.announce(module, args, reports=args.reports)
     return args
