@@ -18,7 +18,11 @@ PALETTE = [[10, 20, 30], [200, 0, 0], [0, 0, 250]]
 def args(tmp_path):
     """Return the arguments of an analysis command whose every folder is under tmp_path."""
     places = ("data", "checkpoints", "results", "runs", "reports")
-    return Namespace(profile="demo", seed=0, method=list(METHODS), **{name: tmp_path / name for name in places})
+    chosen = {"checkpoint": None, "name": None, "dataset": None, "data_root": None, "size": None}
+    return Namespace(
+        **chosen, **{name: tmp_path / name for name in places},
+        profile="demo", seed=0, method=list(METHODS), limit=10_000, perplexity=30.0,
+    )  # fmt: skip
 
 
 @pytest.fixture
