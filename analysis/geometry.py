@@ -198,6 +198,7 @@ def _draw(measured: dict[str, Any], stem: Path) -> None:
             colour = model_colour(method_of(model), k)
             place.scatter(found["uniformity"], found["alignment"], s=26, color=colour, marker=marker, label=label)
         place.margins(0.2)
+        place.locator_params(nbins=4)
         place.set(xlabel="uniformity (lower: spread)", ylabel="alignment (lower: together)")
         place.legend(fontsize=7)
         return result

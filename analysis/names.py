@@ -117,3 +117,8 @@ def column_name(task: str, dataset: str, variant: str) -> str:
     prefix = {"knn": "kNN ", "linear": "Linear "}.get(task, "")
     suffix = f" {task}" if task in ("detection", "segmentation") else ""
     return prefix + name + suffix
+
+
+def benchmark_name(task: str, dataset: str, variant: str) -> str:
+    """Return what a benchmark is called where no table's title says that it is recognition transfer."""
+    return column_name(task, dataset, variant) + (" transfer" if task == "recognition" else "")

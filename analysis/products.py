@@ -10,6 +10,7 @@ from common.cli import METHODS
 from common.files import sha256_of_file, sha256_of_text, write_json
 
 _DIGESTS = ".inputs.json"
+_STYLE = Path(__file__).with_name("style.py")
 
 
 def arguments(
@@ -58,16 +59,18 @@ def make_once(
 ) -> None:
     """Call `make()`, which writes `outputs`, unless they are there and were made of the same inputs.
 
-    The digests of the inputs are kept in `<where>/.inputs.json`, by the product's name.
+    The digests of the inputs are kept in `<where>/.inputs.json`, by the product's name. The style of figures is
+    always among them.
     """
     store = where / _DIGESTS
     digests = _read(store)
-    digest = sha256_of_text(*inputs)
+    digest = sha256_of_text(sha256_of_file(_STYLE), *inputs)
     fresh = digests.get(name) == digest and all(path.is_file() for path in outputs)
     if not fresh:
         make()
         write_json(store, {**_read(store), name: digest})
-    print(f"{'up to date' if fresh else 'written'}: {', '.join(str(path) for path in outputs)}", flush=True)
+    more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
+    print(f"{'up to date' if fresh else 'written'}: {', '.join(map(str, outputs[:2]))}{more}", flush=True)
 
 
 def _read(store: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.names import column_name, column_order
+from analysis.names import benchmark_name, column_order
 from analysis.records import settings_of
 from common.records import METRICS, key_of
 
@@ -57,8 +57,7 @@ def facts(records: Iterable[Mapping[str, Any]]) -> list[Fact]:
         here = dict(found[key].most_common(1)[0][0])
         of_paper = _RECOGNITION if task == "recognition" else PAPER.get((task, _counterpart(task, dataset)), {})
         agrees = all(here.get(name) == value for name, value in of_paper.items()) if of_paper else None
-        name = column_name(*key) + (" transfer" if task == "recognition" else "")
-        shown.append(Fact(name, _words(here), _words(of_paper), agrees))
+        shown.append(Fact(benchmark_name(*key), _words(here), _words(of_paper), agrees))
     return shown
 
 
@@ -67,8 +66,8 @@ def _counterpart(task: str, dataset: str) -> str:
 
 
 def _words(settings: Mapping[str, str]) -> str:
-    hashes = ("data", "config")
-    return ", ".join(f"{name} {_number(value)}" for name, value in settings.items() if name not in hashes)
+    told = {name: value for name, value in settings.items() if name not in ("data", "config") and value != "None"}
+    return ", ".join(f"{name} {_number(value)}" for name, value in told.items())
 
 
 def _number(text: str) -> str:

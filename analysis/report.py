@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import curves, figures, geometry, protocol, tsne
-from analysis.names import CLASS_COLOURS, METRIC_NAMES, column_name, model_colour, model_name
+from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.comparison import Comparison, segmentation, uri
 from analysis.products import arguments, digest_of_files, folder, make_once, not_comparable
 from analysis.records import in_order, report_problems
@@ -88,7 +88,7 @@ def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:
     about = {name: value for name, value in record.items() if name != "details"}
     return {
         **record["provenance"],
-        "title": f"{model_name(record['model'])}, {column_name(key.task, key.dataset, key.variant or '')}",
+        "title": f"{model_name(record['model'])}, {benchmark_name(key.task, key.dataset, key.variant or '')}",
         "task": record["task"],
         "seed": record["seed"],
         "numbers": [(METRIC_NAMES.get(name, name), f"{value:.2f}") for name, value in record["metrics"].items()],
@@ -162,9 +162,14 @@ def _geometry(args: argparse.Namespace) -> list[Path]:
 
 
 def _tsne(args: argparse.Namespace) -> list[Path]:
-    png = _heavy(tsne.build, "tsne", args)
-    others = sorted(png.parent.glob("tsne-*.png"))  # of other data sets and checkpoints, by `make tsne`
-    return [file.with_suffix(ending) for file in (png, *others) for ending in (".png", ".json", ".webp")]
+    shown = sorted(folder(args).glob("tsne-*.png"))  # of other data sets and checkpoints, by `make tsne`
+    try:
+        shown.insert(0, _heavy(tsne.build, "tsne", args))
+    except UserError as error:
+        if not shown:
+            raise
+        print(f"left out: {error}", flush=True)
+    return [file.with_suffix(ending) for file in shown for ending in (".png", ".json", ".webp")]
 
 
 def _heavy(build: Callable[[argparse.Namespace], Path], name: str, args: argparse.Namespace) -> Path:
@@ -215,7 +220,7 @@ def _show_curves(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
         if of_axis:
             charts.append((f"Against {title}" + ("s" if axis == "epoch" else ""), of_axis))
     legend = [(model_name(m), model_colour(m, k), "gsg" not in m) for k, m in enumerate(found)]
-    return {"charts": charts, "legend": legend, "alt": "Line chart, a line a method: " + ", ".join(legend[0][:1])}
+    return {"charts": charts, "legend": legend, "alt": "Line chart of " + ", ".join(name for name, _, _ in legend)}
 
 
 def _show_geometry(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:

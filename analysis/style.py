@@ -52,8 +52,10 @@ def save_for_page(figure: Figure, path: Path) -> None:
     plt.close(figure)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace("#000000", "currentColor").replace(GRID, f"var(--line, {GRID})")
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # they would stand in the page several times
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
-    svg = re.sub(r"font: [\d.]*px [^;\"]*", lambda m: m[0].partition("px")[0] + "px sans-serif", svg)
+    for unwanted in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>", r' (width|height)="[\d.]*pt"'):
+        svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(font: [\d.]*px)[^;\"]*", r"\1 sans-serif", svg)
+    # Several of them stand in one page.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\1{path.stem}-", svg)
     atomic_write(path, lambda temporary: temporary.write_text(svg, encoding="utf-8"))

@@ -161,9 +161,10 @@ def _perplexity(text: str) -> float:
 
 
 def _whole(points: "np.ndarray") -> list[int]:
-    """Return the points as whole numbers x0, y0, x1, ... from 0 to GRID, in their proportions."""
-    span = float((points.max(0) - points.min(0)).max()) or 1.0
-    return ((points - points.min(0)) / span * GRID).round().astype(int).ravel().tolist()
+    """Return the points as whole numbers x0, y0, x1, ... from 0 to GRID, centred, in their proportions."""
+    low, high = points.min(0), points.max(0)
+    span = float((high - low).max()) or 1.0
+    return (((points - (low + high) / 2) / span + 0.5) * GRID).round().astype(int).ravel().tolist()
 
 
 def _thumbnails(images: "LabelledImages", path: Path) -> None:

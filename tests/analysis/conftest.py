@@ -12,34 +12,110 @@ from common.records import RecordKey, Run
 
 CLASSES = ["background", "cup", "door"]
 PALETTE = [[10, 20, 30], [200, 0, 0], [0, 0, 250]]
+PLACES = ("data", "checkpoints", "results", "runs", "reports")
+
+
+def arguments(root):
+    """Return the arguments of an analysis command whose every folder is under `root`."""
+    chosen = {"checkpoint": None, "name": None, "dataset": None, "data_root": None, "size": None}
+    places = {name: root / name for name in PLACES}
+    settings = {"profile": "demo", "seed": 0, "method": list(METHODS), "limit": 10_000, "perplexity": 30.0}
+    return Namespace(**chosen, **places, **settings)
+
+
+def clean_commit(monkeypatch):
+    """Whether this checkout has uncommitted changes must not matter."""
+    monkeypatch.setattr(records, "git_state", lambda: ("5eed" * 10, False))
+
+
+class Maker:
+    """Writes what runs leave behind, where the arguments say."""
+
+    def __init__(self, args):
+        self.args = args
+
+    def record(
+        self, model, task, dataset, metrics, seed=0, profile="demo", variant=None, protocol=None, config="c0ffee",
+        data="da7a",
+    ) -> Path:  # fmt: skip
+        key = RecordKey(profile, task, model, dataset, seed, variant)
+        run = Run(key, f"{len(model):064x}", f"{config:0<64}")
+        about = {"protocol": protocol or {}, "data_fingerprint": f"{data:0<64}", "device": "cpu"}
+        return run.finish(self.args.results, metrics=metrics, **about)
+
+    def log(self, model, seed=0) -> Path:
+        """A pretraining log of three epochs, cut short by a kill."""
+        path = self.args.runs / "demo" / "pretrain" / checkpoint_name(model, seed) / "log.jsonl"
+        path.parent.mkdir(parents=True)
+        lines = [{"step": 5, "loss": -0.1}]
+        values = {"loss": -0.1, "knn": 30.0, "seconds": 70.0}
+        lines += [{"step": 10 * e, "epoch": e, "std": 0.02, **{k: v * e for k, v in values.items()}} for e in (1, 2, 3)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 35, "lo')
+        return path
+
+    def predictions(self, model, seed=0) -> Path:
+        """A model's predictions of two images; the annotations are of the test's making."""
+        folder = self.args.data / "ade"
+        folder.mkdir(parents=True, exist_ok=True)
+        truth = np.array([[0, 1], [2, 3]], np.uint8).repeat(4, 0).repeat(4, 1)
+        place = self.args.runs / "demo" / "segmentation-ade20k" / f"{model}-seed{seed}" / "predictions"
+        place.mkdir(parents=True)
+        for k in (1, 2):
+            Image.fromarray(np.full((8, 8, 3), 90 * k, np.uint8)).save(folder / f"v{k}.jpg")
+            Image.fromarray(truth).save(folder / f"v{k}.png")
+            Image.fromarray(np.maximum(truth, 1) - 1).save(place / f"v{k}.png")
+        index = {
+            "images": ["ade/v1.jpg", "ade/v2.jpg"],
+            "annotations": ["ade/v1.png", "ade/v2.png"],
+            "palette": PALETTE,
+            "classes": CLASSES,
+        }
+        (place / "index.json").write_text(json.dumps(index))
+        return place
+
+    def tsne_files(self, stem, n=60, models=("simsiam", "simsiam_gsg")) -> None:
+        """The files of a t-SNE figure of random points under a name of `make tsne`."""
+        from analysis import tsne
+
+        rng = np.random.default_rng(0)
+        labels = np.arange(n) % 3
+        where = self.args.reports / "demo"
+        where.mkdir(parents=True, exist_ok=True)
+        points = [rng.standard_normal((n, 2)) + 4 * np.stack((labels, labels % 2), 1) for _ in models]
+        panels = [(m, p, tsne.scores(p, p, labels)) for m, p in zip(models, points, strict=True)]
+        tsne._draw(panels, labels, CLASSES, where / stem)
+        content = {"data": "flowers", "perplexity": 30.0, "classes": CLASSES, "labels": labels.tolist()}
+        content["panels"] = [{"model": m, "scores": s, "points": tsne._whole(p)} for m, p, s in panels]
+        (where / f"{stem}.json").write_text(json.dumps(content))
+        side = tsne.THUMBNAIL * int(np.ceil(np.sqrt(n)))
+        Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(where / f"{stem}.webp")
 
 
 @pytest.fixture
 def args(tmp_path):
-    """Return the arguments of an analysis command whose every folder is under tmp_path."""
-    places = ("data", "checkpoints", "results", "runs", "reports")
-    chosen = {"checkpoint": None, "name": None, "dataset": None, "data_root": None, "size": None}
-    return Namespace(
-        **chosen, **{name: tmp_path / name for name in places},
-        profile="demo", seed=0, method=list(METHODS), limit=10_000, perplexity=30.0,
-    )  # fmt: skip
+    return arguments(tmp_path)
 
 
 @pytest.fixture
 def record(args, monkeypatch):
     """Return a function that writes a record and returns its file."""
+    clean_commit(monkeypatch)
+    return Maker(args).record
 
-    def write(
-        model, task, dataset, metrics, seed=0, profile="demo", variant=None, protocol=None, config="c0ffee", data="da7a"
-    ) -> Path:
-        key = RecordKey(profile, task, model, dataset, seed, variant)
-        return Run(key, f"{len(model):064x}", f"{config:0<64}").finish(
-            args.results, metrics=metrics, protocol=protocol or {}, data_fingerprint=f"{data:0<64}", device="cpu"
-        )
 
-    # Whether this checkout has uncommitted changes must not matter.
-    monkeypatch.setattr(records, "git_state", lambda: ("5eed" * 10, False))
-    return write
+@pytest.fixture
+def log(args):
+    return Maker(args).log
+
+
+@pytest.fixture
+def predictions(args):
+    return Maker(args).predictions
+
+
+@pytest.fixture
+def tsne_files(args):
+    return Maker(args).tsne_files
 
 
 @pytest.fixture
@@ -52,45 +128,3 @@ def change():
         path.write_text(json.dumps(content))
 
     return in_file
-
-
-@pytest.fixture
-def predictions(args):
-    """Return a function that writes a model's predictions of two images; the annotations are of the test's making."""
-    folder = args.data / "ade"
-    folder.mkdir(parents=True)
-    truth = np.array([[0, 1], [2, 3]], np.uint8).repeat(4, 0).repeat(4, 1)
-    for k in (1, 2):
-        Image.fromarray(np.full((8, 8, 3), 90 * k, np.uint8)).save(folder / f"v{k}.jpg")
-        Image.fromarray(truth).save(folder / f"v{k}.png")
-
-    def write(model, seed=0):
-        place = args.runs / "demo" / "segmentation-ade20k" / f"{model}-seed{seed}" / "predictions"
-        place.mkdir(parents=True)
-        for k in (1, 2):
-            Image.fromarray(np.maximum(truth, 1) - 1).save(place / f"v{k}.png")
-        index = {
-            "images": ["ade/v1.jpg", "ade/v2.jpg"],
-            "annotations": ["ade/v1.png", "ade/v2.png"],
-            "palette": PALETTE,
-            "classes": CLASSES,
-        }
-        (place / "index.json").write_text(json.dumps(index))
-        return place
-
-    return write
-
-
-@pytest.fixture
-def log(args):
-    """Return a function that writes a pretraining log of three epochs, cut short by a kill."""
-
-    def write(model, seed=0):
-        path = args.runs / "demo" / "pretrain" / checkpoint_name(model, seed) / "log.jsonl"
-        path.parent.mkdir(parents=True)
-        lines = [{"step": 5, "loss": -0.1}]
-        lines += [{"step": 10 * e, "epoch": e, "loss": -0.1 * e, "std": 0.02, "knn": 30.0 * e} for e in (1, 2, 3)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 35, "lo')
-        return path
-
-    return write
