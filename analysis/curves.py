@@ -121,7 +121,7 @@ def _draw(place: "Axes", curves: Curves, key: str, axis: str) -> None:
     place.set_title(PANELS[key], fontsize=8)
     place.set_xlabel(f"time ({unit})" if axis == "seconds" else "epoch")
     if axis == "epoch":
-        place.xaxis.get_major_locator().set_params(integer=True)
+        place.locator_params(axis="x", integer=True)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ BATCH = 64
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and print the numbers."""
-    args = arguments(
-        MODULE, (__doc__ or "").splitlines()[0], argv, reads_checkpoint=True, more=features.add_arguments
-    )
+    args = arguments(MODULE, (__doc__ or "").splitlines()[0], argv, reads_checkpoint=True, more=features.add_arguments)
     content = json.loads(build(args).with_suffix(".json").read_text())
     for name, found in content["checkpoints"].items():
         print(f"{name}: alignment {found['alignment']:.4f}  uniformity {found['uniformity']:.4f}")
@@ -90,7 +88,8 @@ def measure(
     device = pick_device()
     backbone = load_checkpoint(subject.path, make_it=subject.make_it).backbone().to(device)
     workers = 0 if len(images.labels) < 2000 else min(16, os.cpu_count() or 1)
-    loader = DataLoader(TwoViews(images, views, transform), BATCH, num_workers=workers)
+    pairs: Any = TwoViews(images, views, transform)
+    loader: DataLoader[torch.Tensor] = DataLoader(pairs, BATCH, num_workers=workers)
     parts = []
     with torch.inference_mode(), tqdm(total=len(images.labels), desc=subject.name, unit="img", leave=False) as bar:
         for batch in loader:  # (B, 2, 3, H, W)
@@ -124,7 +123,7 @@ def uniformity(x: "torch.Tensor") -> float:
 
 
 class TwoViews:
-    """Two random views (2, 3, H, W) of each image, the same whenever, wherever and by how many workers they are made."""
+    """Two random views (2, 3, H, W) of each image, the same whenever and by how many workers they are made."""
 
     def __init__(
         self,
@@ -152,7 +151,10 @@ def _views(label: str, size: int) -> "Callable[[Image], Image]":
 
     if label == "digits":
         return t.Compose(
-            [t.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1)), t.RandomApply([t.ColorJitter(0.4, 0.4)], 0.8)]
+            [
+                t.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1)),
+                t.RandomApply([t.ColorJitter(0.4, 0.4)], 0.8),
+            ]
         )
     colour = [t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8), t.RandomGrayscale(0.2)]
     if label in ("cifar10", "cifar100"):

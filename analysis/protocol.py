@@ -21,13 +21,14 @@ PAPER: dict[tuple[str, str], dict[str, str]] = {
 }
 WHAT = {
     "demo": (
-        "Demo: a ResNet-18 pretrained for two epochs on 1,437 embedded images of handwritten digits, then every benchmark "
-        "on embedded data in the official layouts. It shows that the chain works. None of its numbers can be compared "
-        "with the paper's, and the network as initialised is nearly as good: they do not say which method is better."
+        "Demo: a ResNet-18 pretrained for two epochs on 1,437 embedded images of handwritten digits, then every "
+        "benchmark on embedded data in the official layouts. It shows that the chain works. None of its numbers can "
+        "be compared with the paper's, and the network as initialised is nearly as good: they do not say which method is "
+        "better."
     ),
     "cifar10": (
-        "The paper's CIFAR-10 setting (appendix B.2, C.2): a ResNet-18 variant, 200 epochs at batch 128 as in lightly's "
-        "benchmark. The paper has no linear evaluation on CIFAR-10; that one is ours."
+        "The paper's CIFAR-10 setting (appendix B.2, C.2): a ResNet-18 variant, 200 epochs at batch 128 as in "
+        "lightly's benchmark. The paper has no linear evaluation on CIFAR-10; that one is ours."
     ),
     "imagenet": (
         "The paper's ImageNet setting (appendix B.1, C.1, D): ResNet-50, 100 epochs at batch 512, then transfer."
@@ -52,12 +53,12 @@ def facts(records: Iterable[Mapping[str, Any]]) -> list[Fact]:
         key = (record["task"], record["dataset"], key_of(record).variant or "")
         found.setdefault(key, Counter())[settings_of(record)] += 1
     shown = []
-    for key in sorted(found, key=lambda key: column_order(*key, METRICS[0])):
-        task, dataset, _ = key
+    for key in sorted(found, key=lambda key: column_order(key[0], key[1], key[2], METRICS[0])):
+        task, dataset, variant = key
         here = dict(found[key].most_common(1)[0][0])
         of_paper = _RECOGNITION if task == "recognition" else PAPER.get((task, _counterpart(task, dataset)), {})
         agrees = all(here.get(name) == value for name, value in of_paper.items()) if of_paper else None
-        shown.append(Fact(benchmark_name(*key), _words(here), _words(of_paper), agrees))
+        shown.append(Fact(benchmark_name(task, dataset, variant), _words(here), _words(of_paper), agrees))
     return shown
 
 

@@ -97,4 +97,6 @@ def report_problems(problems: Iterable[str]) -> None:
     for problem in found:
         print(f"skipped: {problem}", file=sys.stderr)
     if found:
-        raise UserError(f"skipped {len(found)} file{'s' if len(found) > 1 else ''} that are no valid records, see above")
+        raise UserError(
+            f"skipped {len(found)} file{'s' if len(found) > 1 else ''} that are no valid records, see above"
+        )

@@ -119,7 +119,6 @@ _TEX = {
     "|": r"\textbar{}",
     '"': "''",
     "±": r"$\pm$",
-    "−": "$-$",
     HOLE: "---",
 }
 
@@ -128,7 +127,7 @@ def _letter(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() else " "
     # Latin letters with accents, which inputenc builds; ligatures and the like are not among them.
-    if character.isalpha() and character < "ſ" and unicodedata.decomposition(character)[:1].isalnum():
+    if character.isalpha() and ord(character) < 0x17F and unicodedata.decomposition(character)[:1].isalnum():
         return character
     return rf"\texttt{{U+{ord(character):04X}}}"
 

@@ -21,7 +21,7 @@ from common.files import atomic_write
 from common.records import key_of, read_records
 
 MODULE = "analysis.report"
-PARTS = ("report.html.j2", "report.css", "report.js")
+SOURCES = ("report.html.j2", "report.css", "report.js")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Figure:
     legend: list[tuple[str, str, bool]] = field(default_factory=list)  # name, colour, dashed
     maps: list["Map"] = field(default_factory=list)
     comparison: Comparison | None = None
-    picture: str = ""  # a data URI
+    pictures: list[tuple[str, str]] = field(default_factory=list)  # alternative text, data URI
     numbers: list[tuple[str, list[str]]] = field(default_factory=list)  # a small table: row, cells
     heads: list[str] = field(default_factory=list)
 
@@ -53,6 +53,17 @@ class Map:
     content: dict[str, Any]
     sheet: str
     picture: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A figure that the page may have: the files it consists of, made when asked for, and how the page shows them."""
+
+    id: str
+    title: str
+    caption: str
+    files: Callable[[argparse.Namespace], list[Path]]
+    show: Callable[[list[Path], argparse.Namespace], dict[str, Any]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,13 +79,13 @@ def build(args: argparse.Namespace, problems: list[str]) -> Path:
     Files that are no records are left out, and their lines join `problems`.
     """
     args = argparse.Namespace(**{**vars(args), "checkpoint": None, "name": None})
-    made = {make.__name__: _made(make, args) for make in (_curves, _geometry, _tsne, _segmentation)}
+    made = [_made(part, args) for part in PARTS]
     page = folder(args) / "index.html"
     here = Path(__file__).parent
-    files = [file for files, _ in made.values() for file in files]
+    files = [file for files, _ in made for file in files]
     records = sorted((args.results / args.profile).rglob("*.json"))
-    sources = [*sorted(here.glob("*.py")), *(here / part for part in PARTS)]
-    notes = [note for _, note in made.values()]
+    sources = [*sorted(here.glob("*.py")), *(here / source for source in SOURCES)]
+    notes = [note for _, note in made]
     inputs = [digest_of_files([*sources, *files, *records]), *notes, str(args.results)]
     make_once(folder(args), "page", inputs, [page], lambda: _write(page, args, made, problems))
     if not problems:  # of an up to date page, whose making has named none now
@@ -97,7 +108,7 @@ def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:
     }
 
 
-def _write(page: Path, args: argparse.Namespace, made: dict[str, tuple[list[Path], str]], problems: list[str]) -> None:
+def _write(page: Path, args: argparse.Namespace, made: list[tuple[list[Path], str]], problems: list[str]) -> None:
     import jinja2
     from markupsafe import Markup
 
@@ -109,10 +120,10 @@ def _write(page: Path, args: argparse.Namespace, made: dict[str, tuple[list[Path
     except UserError as error:
         shown, note = [], str(error)
     here = Path(__file__).parent
-    style, script = (Markup((here / part).read_text(encoding="utf-8")) for part in PARTS[1:])  # noqa: S704
+    style, script = (Markup((here / source).read_text(encoding="utf-8")) for source in SOURCES[1:])  # noqa: S704
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template(PARTS[0])
+    ).get_template(SOURCES[0])
     records = [provenance(record, args.results) for record in found]
     places = {record["path"]: k for k, record in enumerate(records)}
     text = template.render(
@@ -127,7 +138,7 @@ def _write(page: Path, args: argparse.Namespace, made: dict[str, tuple[list[Path
         number=tables.number,
         head_groups=tables.head_groups,
         tables_note=note,
-        figures=[_figure(name, files, left_out, args) for name, (files, left_out) in made.items()],
+        figures=[_figure(part, *done, args) for part, done in zip(PARTS, made, strict=True)],
         records=records,
         numbers_of=lambda cell: [places[source] for source in cell.sources],
         class_colours=CLASS_COLOURS,
@@ -142,13 +153,18 @@ def _problems(args: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _made(make: Callable[[argparse.Namespace], list[Path]], args: argparse.Namespace) -> tuple[list[Path], str]:
+def _made(part: "Part", args: argparse.Namespace) -> tuple[list[Path], str]:
     """Return the files that a figure consists of, made if need be, or none and the reason."""
     try:
-        return make(args), ""
+        return part.files(args), ""
     except UserError as error:
         print(f"left out: {error}", flush=True)
         return [], str(error)
+
+
+def _figure(part: "Part", files: list[Path], note: str, args: argparse.Namespace) -> Figure:
+    shown = {} if note else part.show(files, args)
+    return Figure(part.id, part.title, part.caption, note=note, **shown)
 
 
 def _curves(args: argparse.Namespace) -> list[Path]:
@@ -186,31 +202,6 @@ def _segmentation(args: argparse.Namespace) -> list[Path]:
     return [figures.build(args)]
 
 
-_TITLES = {
-    "_curves": ("Pretraining", "A point an epoch. The standard deviation is of the L2-normalised projections: near 0, "
-                "the network has collapsed."),
-    "_geometry": ("Alignment and uniformity", "Of the backbone's L2-normalised features of test images (Wang and Isola, "
-                  "2020); for both, lower is better. A point a checkpoint."),
-    "_tsne": ("t-SNE of the test features", "Each point is a test image. The numbers are of the features themselves and "
-              "of the map: silhouette and kNN purity say how well classes are separated, trustworthiness how far "
-              "neighbours on the map are neighbours among the features."),
-    "_segmentation": ("Segmentation", "The first validation images, their ground truth and each method's prediction. "
-                      "Black is unlabelled."),
-}  # fmt: skip
-
-
-def _figure(name: str, files: list[Path], note: str, args: argparse.Namespace) -> Figure:
-    title, caption = _TITLES[name]
-    of_kind = {"_curves": _show_curves, "_geometry": _show_geometry, "_tsne": _show_tsne}
-    parts: dict[str, Any] = {}
-    if not note:
-        if name == "_segmentation":
-            parts = {"comparison": segmentation(args)}
-        else:
-            parts = of_kind[name](files, args)
-    return Figure(name.removeprefix("_"), title, caption, note=note, **parts)
-
-
 def _show_curves(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
     found, _ = curves.read_curves(args)
     panels = curves.page_files(found, files[0].with_suffix(""))
@@ -244,6 +235,46 @@ def _show_tsne(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
         title = f"{len(content['labels']):,} images of {content['data']}, perplexity {content['perplexity']:g}"
         maps.append(Map(title, content, uri(sheet.read_bytes(), "webp"), uri(png.read_bytes(), "png")))
     return {"maps": maps}
+
+
+def _show_segmentation(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
+    return {"comparison": segmentation(args)}
+
+
+PARTS = (
+    Part(
+        "curves",
+        "Pretraining",
+        "A point an epoch. The standard deviation is of the L2-normalised projections: near 0, the network has "
+        "collapsed.",
+        _curves,
+        _show_curves,
+    ),
+    Part(
+        "geometry",
+        "Alignment and uniformity",
+        "Of the backbone's L2-normalised features of test images (Wang and Isola, 2020); for both, lower is better. "
+        "A point a checkpoint.",
+        _geometry,
+        _show_geometry,
+    ),
+    Part(
+        "tsne",
+        "t-SNE of the test features",
+        "Each point is a test image. The numbers are of the features themselves and of the map: silhouette and kNN "
+        "purity say how well classes are separated, trustworthiness how far neighbours on the map are neighbours among "
+        "the features.",
+        _tsne,
+        _show_tsne,
+    ),
+    Part(
+        "segmentation",
+        "Segmentation",
+        "The first validation images, their ground truth and each method's prediction. Black is unlabelled.",
+        _segmentation,
+        _show_segmentation,
+    ),
+)
 
 
 if __name__ == "__main__":

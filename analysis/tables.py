@@ -347,9 +347,7 @@ def _section(
         (first, baseline), *variants = group
         rows = [Row(baseline, first, marked[baseline])]
         for label, model in variants:
-            against = [
-                _difference(cell, base) for cell, base in zip(numbers[model], numbers[baseline], strict=True)
-            ]
+            against = [_difference(cell, base) for cell, base in zip(numbers[model], numbers[baseline], strict=True)]
             rows += [Row(model, label, marked[model]), Row(model, "difference", against, baseline)]
         made.append(rows)
     return Section(title, made)
@@ -427,9 +425,7 @@ def _with_common_notes_as_remarks(table: Table) -> Table:
         return table
 
     def plain(row: Row) -> Row:
-        return replace(
-            row, cells=[replace(c, notes=tuple(n for n in c.notes if n not in common)) for c in row.cells]
-        )
+        return replace(row, cells=[replace(c, notes=tuple(n for n in c.notes if n not in common)) for c in row.cells])
 
     sections = [replace(s, groups=[[plain(row) for row in group] for group in s.groups]) for s in table.sections]
     return replace(table, sections=sections, remarks=[*table.remarks, *(f"all numbers are {note}" for note in common)])

@@ -179,9 +179,7 @@ def _thumbnails(images: "LabelledImages", path: Path) -> None:
         image = images.image(k)
         side = min(image.size)
         left, top = ((edge - side) // 2 for edge in image.size)
-        small = image.resize(
-            (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
-        )
+        small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
         sheet.paste(small, (k % columns * THUMBNAIL, k // columns * THUMBNAIL))
     sheet.save(path, format="WEBP", quality=60)
 

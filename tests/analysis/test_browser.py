@@ -57,7 +57,7 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
     assert all(url.startswith("data:") for url in browser.requests if url != page.as_uri())
     assert browser.js("document.documentElement.scrollWidth") <= width
     shown = browser.js(
-        "[...document.querySelectorAll('figure .chart, figure .map canvas[tabindex], figure .stage, table.results, h2')]"
+        "[...document.querySelectorAll('.chart, .map canvas[tabindex], .stage, table.results, h2')]"
         ".filter(e => !e.closest('dialog')).map(e => { const r = (e.closest('.scroll') || e).getBoundingClientRect();"
         "return [e.tagName + '.' + e.className, r.left, r.right, r.width, r.height]; })"
     )
@@ -69,7 +69,9 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
         assert high > 15, name
     broken = "[...document.images].filter(i => i.src && !(i.complete && i.naturalWidth)).map(i => i.alt)"
     assert browser.js(broken) == []
-    dead = "[...document.querySelectorAll('a')].map(a => a.getAttribute('href')).filter(h => !document.querySelector(h))"
+    dead = (
+        "[...document.querySelectorAll('a')].map(a => a.getAttribute('href')).filter(h => !document.querySelector(h))"
+    )
     assert browser.js(dead) == []
     assert browser.js(CONTRAST) == []
 
