@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WIDTH = 512  # pixels, at most
+LEGEND_UP_TO = 40  # classes
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,12 @@ def segmentation(args: argparse.Namespace) -> Comparison:
         layers[name] = [coloured(predictions.of(image), 0) for image, _ in pairs]
     shown = sorted(label for label in seen if label >= 0)
     legend = [(classes[k], "#{:02x}{:02x}{:02x}".format(*palette[k])) for k in shown]
-    return Comparison(
-        [Path(image).stem for image, _ in pairs], layers, legend if len(shown) <= figures.LEGEND_UP_TO else []
-    )
+    return Comparison([Path(image).stem for image, _ in pairs], layers, legend if len(shown) <= LEGEND_UP_TO else [])
 
 
 def _encode(image: "Image", how: int, kind: str, **options: object) -> str:
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), how)
     stream = io.BytesIO()
-    image.save(stream, format=kind, **options)  # type: ignore[arg-type]
+    image.save(stream, format=kind, **options)
     return uri(stream.getvalue(), kind)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis import curves, figures, geometry, protocol, tsne
-from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.comparison import Comparison, segmentation, uri
+from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import arguments, digest_of_files, folder, make_once, not_comparable
 from analysis.records import in_order, report_problems
 from common import cli
