@@ -78,52 +78,55 @@ for (const figure of all(".tsne")) {
     return getComputedStyle(dots[label]).backgroundColor;
   }
 
-  function draw() {
-    const colours = data.classes.map((_, label) => colour(label));
-    panels.forEach((panel) => panel.draw(colours));
-  }
+  const draw = () => panels.forEach((panel) => panel.draw());
 
   function choose(index, panel) {
     if (index === chosen && panel.tipShown) return;
     chosen = index;
-    panels.forEach((other) => other.tip(other === panel ? index : -1));
+    panels.forEach((other) => { other.tip(other === panel ? index : -1); other.paint(); });
     live.textContent = index < 0 ? "" : `Image ${index}: ${data.classes[data.labels[index]]}`;
-    draw();
   }
 
   function makePanel(element, { points }) {
     const canvas = one("canvas", element), context = canvas.getContext("2d"), tip = one(".tip", element);
     const view = { x: 0.5, y: 0.5, scale: 1 }, pointers = new Map();
+    const layer = document.createElement("canvas");  // all points; the canvas shows it with a ring around the chosen one
     const side = () => canvas.clientWidth;
-    const place = (i) => [points[2 * i] / GRID, 1 - points[2 * i + 1] / GRID].map(
-      (v, axis) => side() * (0.5 + (MARGIN + (1 - 2 * MARGIN) * v - (axis ? view.y : view.x)) * view.scale));
+    const along = (v, middle) => side() * (0.5 + (MARGIN + (1 - 2 * MARGIN) * v - middle) * view.scale);
+    const place = (i) => [along(points[2 * i] / GRID, view.x), along(1 - points[2 * i + 1] / GRID, view.y)];
+    const radius = () => Math.max(1.3, Math.min(5, 60 / Math.sqrt(data.labels.length))) * Math.sqrt(view.scale) * side() / 400;
+    const shown = (i) => !only.size || only.has(data.labels[i]);
     const panel = {
       tipShown: false,
-      draw(colours) {
-        const ratio = devicePixelRatio || 1, size = side();
+      draw() {
+        const ratio = devicePixelRatio || 1, size = side(), colours = data.classes.map((_, label) => colour(label));
         if (!size) return;
-        canvas.width = canvas.height = Math.round(size * ratio);
-        context.setTransform(ratio, 0, 0, ratio, 0, 0);
-        const radius = Math.max(1.3, Math.min(5, 60 / Math.sqrt(data.labels.length))) * Math.sqrt(view.scale) * size / 400;
-        context.globalAlpha = 0.85;
+        layer.width = layer.height = canvas.width = canvas.height = Math.round(size * ratio);
+        const brush = layer.getContext("2d");
+        brush.scale(ratio, ratio);
+        brush.globalAlpha = 0.85;
         for (let i = 0; i < data.labels.length; i++) {
-          if (only.size && !only.has(data.labels[i])) continue;
+          if (!shown(i)) continue;
           const [x, y] = place(i);
           if (x < -9 || y < -9 || x > size + 9 || y > size + 9) continue;
-          context.fillStyle = colours[data.labels[i]];
-          context.beginPath();
-          context.arc(x, y, radius, 0, 7);
-          context.fill();
+          brush.fillStyle = colours[data.labels[i]];
+          brush.beginPath();
+          brush.arc(x, y, radius(), 0, 7);
+          brush.fill();
         }
-        if (chosen >= 0) {
-          const [x, y] = place(chosen);
-          context.globalAlpha = 1;
-          context.lineWidth = 2;
-          context.strokeStyle = getComputedStyle(canvas).color;
-          context.beginPath();
-          context.arc(x, y, radius + 4, 0, 7);
-          context.stroke();
-        }
+        panel.paint();
+      },
+      paint() {
+        context.setTransform(1, 0, 0, 1, 0, 0);
+        context.clearRect(0, 0, canvas.width, canvas.height);
+        context.drawImage(layer, 0, 0);
+        if (chosen < 0) return;
+        context.scale(canvas.width / side(), canvas.width / side());
+        context.lineWidth = 2;
+        context.strokeStyle = getComputedStyle(canvas).color;
+        context.beginPath();
+        context.arc(...place(chosen), radius() + 4, 0, 7);
+        context.stroke();
       },
       tip(index) {
         panel.tipShown = index >= 0;
@@ -138,7 +141,6 @@ for (const figure of all(".tsne")) {
         tip.style.top = `${canvas.offsetTop + y + (y > side() - 110 ? -tip.offsetHeight - 12 : 12)}px`;
       },
     };
-    const shown = (i) => !only.size || only.has(data.labels[i]);
     function nearest(x, y, far, fits = () => true) {
       let best = -1, least = far * far;
       for (let i = 0; i < data.labels.length; i++) {
@@ -157,7 +159,7 @@ for (const figure of all(".tsne")) {
       view.y = view.scale === 1 ? 0.5 : limit(view.y + (y - side() / 2) * keep);
       canvas.classList.toggle("zoomed", view.scale > 1);
       panel.tip(panel.tipShown ? chosen : -1);
-      draw();
+      panel.draw();
     }
     const at = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
     canvas.addEventListener("pointerdown", (event) => {
@@ -179,7 +181,7 @@ for (const figure of all(".tsne")) {
         view.x -= (now[0] - was[0]) / side() / view.scale;
         view.y -= (now[1] - was[1]) / side() / view.scale;
         panel.tip(-1);
-        draw();
+        panel.draw();
       }
     });
     for (const name of ["pointerup", "pointercancel", "pointerleave"]) {
