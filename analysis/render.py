@@ -9,6 +9,8 @@ from string import ascii_lowercase
 
 from analysis.tables import HOLE, Cell, Row, Table, head_groups, number
 
+BLOCK = 7  # columns of a LaTeX table side by side
+
 
 def markdown(table: Table) -> str:
     """Return the table as aligned Markdown under a heading: best bold, as good as the best italic."""
@@ -33,38 +35,20 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Return the table as LaTeX; it needs booktabs and graphicx, and shrinks to the width of the text."""
-    groups = head_groups(table)
-    rules, first = [], 2
-    for _, width in groups:
-        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    body = []
-    for section in table.sections:
-        if section.title:
-            body += [r"\midrule", rf"\multicolumn{{{first - 1}}}{{l}}{{\textit{{{tex(section.title)}}}}} \\"]
-        for rows in section.groups:
-            body.append(r"\midrule")
-            for row in rows:
-                cells = _row(table, row, tex, r"\textbf{{{}}}", r"\underline{{{}}}", r"\textsuperscript{{{}}}")
-                body.append(" & ".join(cells) + r" \\")
+    """Return the table as LaTeX; it needs booktabs and graphicx.
+
+    Many columns stand in several blocks under each other, and a block shrinks to the width of the text if it must.
+    """
     under = [tex(_sentence(table))] if table.remarks else []
     under += [rf"\textsuperscript{{{mark(k)}}} {tex(note)}." for k, note in enumerate(table.notes)]
+    blocks = [_block(table, columns) for columns in _blocks(table)]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{tex(table.title)}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule",
-            " & ".join(["", *(rf"\multicolumn{{{width}}}{{c}}{{{tex(group)}}}" for group, width in groups)]) + r" \\",
-            "".join(rules),
-            " & ".join(["Model", *(tex(metric) for _, metric in table.columns)]) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
+            "\n\\par\\medskip\n".join(blocks),
             *([r"\par\smallskip\footnotesize", " ".join(under)] if under else []),
             r"\end{table}",
             "",
@@ -132,10 +116,54 @@ def _letter(character: str) -> str:
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 
+def _blocks(table: Table) -> list[list[int]]:
+    """Return the table's columns in blocks of BLOCK at most, a data set's columns together where they fit."""
+    blocks: list[list[int]] = [[]]
+    first = 0
+    for _, width in head_groups(table.columns):
+        if blocks[-1] and len(blocks[-1]) + width > BLOCK:
+            blocks.append([])
+        blocks[-1] += range(first, first + width)
+        first += width
+    return blocks
+
+
+def _block(table: Table, columns: list[int]) -> str:
+    groups = head_groups([table.columns[k] for k in columns])
+    rules, first = [], 2
+    for _, width in groups:
+        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    body = []
+    for section in table.sections:
+        if section.title:
+            body += [r"\midrule", rf"\multicolumn{{{first - 1}}}{{l}}{{\textit{{{tex(section.title)}}}}} \\"]
+        for rows in section.groups:
+            body.append(r"\midrule")
+            for row in rows:
+                cells = _row(table, row, tex, r"\textbf{{{}}}", r"\underline{{{}}}", r"\textsuperscript{{{}}}")
+                body.append(" & ".join([cells[0], *(cells[1 + k] for k in columns)]) + r" \\")
+    return "\n".join(
+        [
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            r"\toprule",
+            " & ".join(["", *(rf"\multicolumn{{{width}}}{{c}}{{{tex(group)}}}" for group, width in groups)]) + r" \\",
+            "".join(rules),
+            " & ".join(["Model", *(tex(table.columns[k][1]) for k in columns)]) + r" \\",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+        ]
+    )
+
+
 def _row(table: Table, row: Row, escape: Callable[[str], str], best: str, tied: str, raised: str) -> list[str]:
     texts = [escape(row.label)]
     for k, cell in enumerate(row.cells):
-        text = escape(number(table, row, k))
+        text = number(table, row, k)
+        # In LaTeX's text a minus would be a hyphen.
+        text = f"$-${escape(text[1:])}" if escape is tex and text.startswith("-") else escape(text)
         text = best.format(text) if cell.best else tied.format(text) if cell.tied else text
         texts.append(text + (raised.format(marks(table, cell)) if cell.notes else ""))
     return texts

@@ -444,9 +444,9 @@ def number(table: Table, row: Row, k: int) -> str:
     return f"{cell.mean:.2f} ± {cell.std:.2f}" + ("" if alike else f" ({cell.n})")
 
 
-def head_groups(table: Table) -> list[tuple[str, int]]:
-    """Return the table's data sets with the number of columns each spans, from left to right."""
-    return [(name, len(list(columns))) for name, columns in groupby(table.columns, key=lambda column: column[0])]
+def head_groups(columns: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    """Return the data sets of (data set, metric) columns with the number that each spans, from left to right."""
+    return [(name, len(list(group))) for name, group in groupby(columns, key=lambda column: column[0])]
 
 
 def _write(path: Path, text: str) -> None:

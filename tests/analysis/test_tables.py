@@ -229,6 +229,19 @@ def test_latex_escapes_and_spans(standard):
     )
 
 
+def test_many_columns_stand_in_blocks(args, record):
+    args.profile = "imagenet"
+    for name, value in (("simsiam", 3.0), ("simsiam_gsg", 2.0)):
+        record(name, "recognition", "cars", {"accuracy": value}, profile="imagenet")
+    [table] = build(args)
+    text = latex(table)
+    assert text.count(r"\begin{tabular}") == 2  # 13 columns, seven at most side by side
+    assert text.count("SimSiam w/ GSG") == 2
+    heads = re.findall(r"multicolumn\{\d\}\{c\}\{([^}]+)\}", text)
+    assert heads == list(dict.fromkeys(group for group, _ in table.columns))
+    assert "$-$1.00" in text
+
+
 @given(st.text(max_size=30))
 def test_escaped_latex_has_no_active_character(text):
     rest = re.sub(r"\\[&%$#_{}]|\\text\w+\{(U\+[0-9A-F]+)?\}|\$\\pm\$", "", tex(text))
