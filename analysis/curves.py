@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODULE = "analysis.curves"
 PANELS = {
     "loss": "Loss",
-    "std": "Std of normalised projections",
+    "std": "Std of projections",
     "knn": "kNN accuracy (%)",
 }
 AXES = {"epoch": "epoch", "seconds": "wall-clock time"}
