@@ -67,7 +67,8 @@ def _counterpart(task: str, dataset: str) -> str:
 
 
 def _words(settings: Mapping[str, str]) -> str:
-    told = {name: value for name, value in settings.items() if name not in ("data", "config") and value != "None"}
+    plain = ("None", "False", "float32")  # what nobody changed
+    told = {name: value for name, value in settings.items() if name not in ("data", "config") and value not in plain}
     return ", ".join(f"{name} {_number(value)}" for name, value in told.items())
 
 

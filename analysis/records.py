@@ -24,6 +24,8 @@ SETTINGS = {
     "batch": "batch",
     "lr": "learning rate",
     "optimizer": "optimiser",
+    "precision": "precision",
+    "amp": "mixed precision",
     "frozen_stages": "frozen stages",
     "grid": "weight decays in the C grid",
     "metric": "metric",
@@ -34,6 +36,8 @@ SETTINGS = {
     "classes": "classes",
     "image_size": "image size",
     "resize": "resize",
+    "test_scales": "test scales",
+    "any_size": "any size",
     "splits": "splits",
 }
 

@@ -238,6 +238,7 @@ for (const figure of all(".compare")) {
       const source = picture(select.value), target = all("img", stage)[image];
       target.src = source.src;
       target.alt = source.alt;
+      target.style.setProperty("--photo", getComputedStyle(source).getPropertyValue("--photo"));
       all("b", stage)[tag].textContent = select.value;
     }
     stage.style.setProperty("--at", `${slider.value}%`);

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import curves, figures, geometry, protocol, tsne
-from analysis.comparison import Comparison, segmentation, uri
+from analysis import comparison, curves, detections, figures, geometry, protocol, tsne
+from analysis.comparison import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import arguments, digest_of_files, folder, make_once, not_comparable
 from analysis.records import in_order, report_problems
@@ -39,8 +39,7 @@ class Figure:
     charts: list[tuple[str, list[str]]] = field(default_factory=list)  # heading, SVGs
     legend: list[tuple[str, str, bool]] = field(default_factory=list)  # name, colour, dashed
     maps: list["Map"] = field(default_factory=list)
-    comparison: Comparison | None = None
-    pictures: list[tuple[str, str]] = field(default_factory=list)  # alternative text, data URI
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
     numbers: list[tuple[str, list[str]]] = field(default_factory=list)  # a small table: row, cells
     heads: list[str] = field(default_factory=list)
 
@@ -238,7 +237,11 @@ def _show_tsne(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show_segmentation(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
-    return {"comparison": segmentation(args)}
+    return {"comparisons": {"": comparison.segmentation(args)}}
+
+
+def _show_detections(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
+    return {"comparisons": comparison.detection(args)}
 
 
 PARTS = (
@@ -273,6 +276,14 @@ PARTS = (
         "The first validation images, their ground truth and each method's prediction. Black is unlabelled.",
         _segmentation,
         _show_segmentation,
+    ),
+    Part(
+        "detection",
+        "Detection",
+        "The first test images with their objects and as many detections of each method, those of the highest scores. "
+        "Dashed objects are not counted: neither right nor wrong to find.",
+        detections.build,
+        _show_detections,
     ),
 )
 

@@ -36,11 +36,12 @@ class Maker:
 
     def record(
         self, model, task, dataset, metrics, seed=0, profile="demo", variant=None, protocol=None, config="c0ffee",
-        data="da7a",
+        data="da7a", details=None,
     ) -> Path:  # fmt: skip
         key = RecordKey(profile, task, model, dataset, seed, variant)
         run = Run(key, f"{len(model):064x}", f"{config:0<64}")
         about = {"protocol": protocol or {}, "data_fingerprint": f"{data:0<64}", "device": "cpu"}
+        about["details"] = details
         return run.finish(self.args.results, metrics=metrics, **about)
 
     def log(self, model, seed=0) -> Path:
@@ -72,6 +73,23 @@ class Maker:
         }
         (place / "index.json").write_text(json.dumps(index))
         return place
+
+    def detections(self, model, seed=0) -> Path:
+        """A model's detections in two images, one of them tall, of a cup and of a door that does not count."""
+        folder = self.args.data / "voc"
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, size in enumerate([(60, 40), (40, 60)]):
+            Image.new("RGB", size, (40, 90, 40)).save(folder / f"{k}.png")
+        truth = [
+            {"box": [2, 4, 30, 35], "label": 1, "ignored": False},
+            {"box": [20, 20, 39, 38], "label": 2, "ignored": True},
+        ]
+        found = [{"box": [3, 4, 30, 34], "label": 1, "score": 0.91}]
+        images = [{"path": f"voc/{k}.png", "truth": truth, "detections": found} for k in (0, 1)]
+        path = self.args.runs / "demo" / "detection-voc" / f"{model}-seed{seed}" / "predictions.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"classes": CLASSES, "score": 0.5, "images": images}))
+        return path
 
     def tsne_files(self, stem, n=60, models=("simsiam", "simsiam_gsg")) -> None:
         """The files of a t-SNE figure of random points under a name of `make tsne`."""
@@ -111,6 +129,11 @@ def log(args):
 @pytest.fixture
 def predictions(args):
     return Maker(args).predictions
+
+
+@pytest.fixture
+def saved_detections(args):
+    return Maker(args).detections
 
 
 @pytest.fixture

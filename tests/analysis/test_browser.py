@@ -23,13 +23,21 @@ def page(tmp_path_factory):
         for model, gain in (("simsiam", 0.0), ("simsiam_gsg", 3.0), ("byol", 1.0), (MINE, 2.0)):
             for seed in range(3):
                 make.record(model, "knn", "digits", {"top1": 60.0 + gain + seed}, seed, **knn)
-            make.record(model, "recognition", "digits", {"accuracy": 80.0 + gain}, protocol={"grid": 45})
+            protocol = {"grid": 45, "metric": "accuracy", "weight_decay": 1.0, "validation": 70.0}
+            sweep = {
+                "weight_decay": [0.1, 1.0, 10.0],
+                "val": [60.0, 70.0, 50.0 + gain],
+                "converged": [True, False, True],
+            }
+            made = {"protocol": protocol, "details": {"sweep": sweep}}
+            make.record(model, "recognition", "digits", {"accuracy": 80.0 + gain}, **made)
             grid = {"grid": 9 if model == "byol" else 45}
             make.record(model, "recognition", "scenes", {"mAP11": 30.0 + gain}, protocol=grid)
         make.record("simsiam_gsg-random", "knn", "digits", {"top1": 61.0}, **knn)
     for model in ("simsiam", "simsiam_gsg"):
         make.log(model)
         make.predictions(model)
+        make.detections(model)
     make.tsne_files("tsne-flowers")
     return report.build(args, [])
 
@@ -61,7 +69,7 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
         ".filter(e => !e.closest('dialog')).map(e => { const r = (e.closest('.scroll') || e).getBoundingClientRect();"
         "return [e.tagName + '.' + e.className, r.left, r.right, r.width, r.height]; })"
     )
-    assert len([name for name, *_ in shown if name.startswith(("DIV.chart", "CANVAS", "DIV.stage"))]) == 6 + 2 + 1
+    assert len([name for name, *_ in shown if name.startswith(("DIV.chart", "CANVAS", "DIV.stage"))]) == 6 + 2 + 2
     for name, left, right, wide, high in shown:
         assert left >= 0, name
         assert right <= width, name
@@ -207,7 +215,7 @@ def test_a_map_shows_the_image_under_the_pointer_and_zooms(page, browser):
 
 def test_pictures_have_a_slider_and_layers(page, browser):
     browser.open(page)
-    sources = "[...document.querySelectorAll('.stage img')].map(i => i.alt)"
+    sources = "[...document.querySelector('.stage').querySelectorAll('img')].map(i => i.alt)"
     assert browser.js(sources) == ["v1: Image", "v1: SimSiam w/ GSG"]
     browser.js("document.querySelector('.compare input').focus()")
     browser.press("ArrowRight")
@@ -215,6 +223,12 @@ def test_pictures_have_a_slider_and_layers(page, browser):
     choose = "(s, v) => { const e = document.querySelector(s); e.value = v; e.dispatchEvent(new Event('input')); }"
     browser.js(f"({choose})('.which', '1'); ({choose})('.left', 'Ground truth')")
     assert browser.js(sources) == ["v2: Ground truth", "v2: SimSiam w/ GSG"]
+    shown = (
+        "(() => { const s = [...document.querySelectorAll('.stage')].at(-1);"
+        "const i = s.querySelector('.over'), b = getComputedStyle(i).backgroundImage;"
+        "return [i.alt, i.naturalWidth, b.slice(0, 28)]; })()"
+    )
+    assert browser.js(shown) == ["0: SimSiam w/ GSG", 60, 'url("data:image/webp;base64,']  # boxes upon the photo
     grid = "document.querySelector('.compare .grid').checkVisibility()"
     assert not browser.js(grid)
     browser.click(".compare .all")

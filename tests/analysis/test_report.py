@@ -1,3 +1,4 @@
+import base64
 import html
 import json
 import re
@@ -5,10 +6,11 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from analysis import protocol, report
+from analysis import comparison, protocol, report
 from common.cli import UserError
 from common.records import read_records
 
@@ -48,12 +50,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def full(args, record, log, predictions, tsne_files):
+def full(args, record, log, predictions, saved_detections, tsne_files):
     record("simsiam_gsg", "knn", "digits", {"top1": 61.25}, protocol={"k": 20})
     record("simsiam_gsg", "detection", "voc", {"AP": 3.5, "AP50": 9.75}, variant="frozen")
     record("<b>mine</b>", "recognition", "scenes", {"mAP11": 33.0}, seed=4)
     log("simsiam")
     predictions("byol")
+    saved_detections("byol")
     tsne_files("tsne-flowers-mine")
     return args
 
@@ -96,7 +99,7 @@ def test_page_is_one_file_and_escapes_labels(full):
     assert "&lt;b&gt;mine" in text
     assert len(page.ids) == len(set(page.ids))
     given = [image for image in page.images if "src" in image]
-    assert len(given) == 2 + 3 * 2  # a map's picture and sheet; two images by three layers
+    assert len(given) == 2 + 2 * 3 * 2  # a map's picture and sheet; two kinds of two images by three layers
     assert all(image["src"].startswith("data:image/") and "alt" in image for image in given)
     assert not re.search(r'(src|href)="(http|/|file)', text)
     assert "url(" not in (HERE / "report.css").read_text()
@@ -128,7 +131,7 @@ def test_page_without_anything(args):
     args.profile = "imagenet"
     text = build(args).read_text()
     assert "No tables: no results records" in text
-    assert text.count("Left out:") == 4
+    assert text.count("Left out:") == 5
     assert "make it with `make tsne PROFILE=imagenet`" in text
     assert "not comparable" not in text
     assert Page(text).open == []
@@ -178,6 +181,26 @@ print('heavy:', [m for m in heavy if m in sys.modules])
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "heavy: []" in out
     assert "written" not in out
+
+
+def test_boxes_are_drawn_with_their_names(args, saved_detections):
+    saved_detections("simsiam")
+    [(title, shown)] = comparison.detection(args).items()
+    assert title == "VOC"
+    assert list(shown.layers) == ["Image", "Ground truth", "SimSiam"]
+    assert len(shown.photos) == 2
+    texts = {}
+    for name, pictures in shown.layers.items():
+        svg = ElementTree.fromstring(base64.b64decode(pictures[1].partition(",")[2]))
+        assert (svg.get("width"), svg.get("height")) == ("40", "60")
+        texts[name] = [(element.tag.partition("}")[2], element.text) for element in svg if element.text]
+        dashed = [element for element in svg if element.get("stroke-dasharray")]
+        assert len(dashed) == int(name == "Ground truth")
+    assert texts == {
+        "Image": [],
+        "Ground truth": [("text", "cup"), ("text", "door")],
+        "SimSiam": [("text", "cup 0.91")],
+    }
 
 
 def luminance(colour):
