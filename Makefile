@@ -25,6 +25,11 @@ RESUMED = $(if $(RESUME),--resume)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
 
+# Figures show all methods unless METHOD is given.
+METHOD_GIVEN := $(filter command environment,$(origin METHOD))
+SHOWN  = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
+IMAGES = $(if $(DATASET),--dataset "$(DATASET)") $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+
 # Trainers may run on several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS counts those
 # of one machine; without a GPU they are CPU processes.
 EACH = $(or $(filter-out 0,$(GPUS)),1)
@@ -100,13 +105,19 @@ segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
 	@$(PYTHON) -m analysis.tables $(COMMON) $(ARGS)
 
-tsne: $(SETUP) ## t-SNE of test features, one panel a method
-	@$(PYTHON) -m analysis.tsne $(COMMON) $(ARGS)
+tsne: $(SETUP) ## t-SNE of test features, one panel a method; of DATASET or DATA_ROOT, of CHECKPOINT
+	@$(PYTHON) -m analysis.tsne $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
+
+curves: $(SETUP) ## loss, std and kNN of pretraining against epochs and time, from the logs
+	@$(PYTHON) -m analysis.curves $(COMMON) $(if $(METHOD_GIVEN),$(METHODS)) $(ARGS)
+
+geometry: $(SETUP) ## alignment and uniformity of every checkpoint (Wang and Isola, 2020)
+	@$(PYTHON) -m analysis.geometry $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
 
 figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each method's prediction
 	@$(PYTHON) -m analysis.pictures $(COMMON) $(ARGS)
 
-report: $(SETUP) ## one static page of tables, figures, curves and provenance
+report: $(SETUP) ## one static page of tables, figures, curves and the record of every number
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
 
 bench: $(SETUP) ## what GSG, the loop and the views cost, as ratios: one table, and reports/bench.json
@@ -126,4 +137,4 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k tables tsne figures report bench test test-all clean
+	segmentation-ade20k tables tsne curves geometry figures report bench test test-all clean

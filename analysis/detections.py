@@ -109,6 +109,12 @@ def class_colour(label: int) -> str:
     return CLASS_COLOURS[label % len(CLASS_COLOURS)]
 
 
+def ink_on(colour: str) -> str:
+    """Return the colour of text on #rrggbb: black where it looks bright (ITU-R BT.601), else white."""
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "white"
+
+
 def _corners(values: Any) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = map(float, values)
     return x0, y0, x1, y1
@@ -160,9 +166,6 @@ def _make(dataset: str, found: list[Predictions], images: list[Path], stem: Path
 
 
 def _draw(axis: Any, box: Box, classes: list[str]) -> None:
-    import numpy as np
-    from matplotlib.colors import to_rgb
-
     from analysis.style import plt
 
     x0, y0, x1, y1 = box.box
@@ -174,8 +177,7 @@ def _draw(axis: Any, box: Box, classes: list[str]) -> None:
         axis.add_patch(plt.Rectangle(place, x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=width, linestyle=line))
     text = classes[box.label] + ("" if box.score is None else f" {box.score:.2f}")
     patch = dict(facecolor=colour, edgecolor="none", pad=0.8)
-    ink = "black" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.5 else "white"
-    axis.text(x0, y0, text, fontsize=5.5, color=ink, verticalalignment="bottom", bbox=patch, clip_on=True)
+    axis.text(x0, y0, text, fontsize=5.5, color=ink_on(colour), verticalalignment="bottom", bbox=patch, clip_on=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from common.cli import METHODS
+from common.cli import ABLATIONS, METHODS
 from common.records import METRICS, TASKS
 
 MODELS = {"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"}
@@ -46,14 +46,58 @@ DATASETS = {
 }
 
 
+# What each profile's tables always show; other columns follow where there are records of them.
+_RECOGNITION = {
+    "aircraft": "mean_per_class_accuracy",
+    "caltech101": "mean_per_class_accuracy",
+    "cars": "accuracy",
+    "cifar10": "accuracy",
+    "cifar100": "accuracy",
+    "dtd": "accuracy",
+    "flowers": "mean_per_class_accuracy",
+    "food": "accuracy",
+    "pets": "mean_per_class_accuracy",
+    "sun397": "accuracy",
+    "voc2007": "mAP11",
+}
+_VOC = [("detection", "voc", "", metric) for metric in ("AP", "AP50", "AP75")]
+_ADE20K = [("segmentation", "ade20k", "", metric) for metric in ("mIoU", "aAcc")]
+EXPECTED: dict[str, list[tuple[str, str, str, str]]] = {
+    "demo": [
+        *(("knn", "digits", "", "top1"), ("linear", "digits", "", "top1")),
+        *(("recognition", "digits", "", "accuracy"), ("recognition", "scenes", "", "mAP11")),
+        *(*_VOC, *_ADE20K),
+    ],
+    "cifar10": [("knn", "cifar10", "", "top1"), ("linear", "cifar10", "", "top1")],
+    "imagenet": [
+        *(("knn", "imagenet", "", "top1"), ("linear", "imagenet", "", "top1")),
+        *(("recognition", dataset, "", metric) for dataset, metric in _RECOGNITION.items()),
+        *(*_VOC, ("detection", "coco", "", "AP"), *_ADE20K),
+    ],
+}
+
+
 def model_order(models: Iterable[str]) -> list[str]:
-    """Return the models without repeats: ours in the paper's order, then the others alphabetically."""
-    return sorted(set(models), key=lambda model: (METHODS.index(model) if model in METHODS else len(METHODS), model))
+    """Return the models without repeats: ours in the paper's order, each before its ablations, then the others."""
+
+    def place(model: str) -> tuple[int, str]:
+        method = method_of(model)
+        return (METHODS.index(method) if method in METHODS else len(METHODS)), model
+
+    return sorted(set(models), key=place)
+
+
+def method_of(model: str) -> str:
+    """Return the method that a model is an ablation of; any other model is its own."""
+    method, _, ablation = model.partition("-")
+    return method if method in METHODS and ablation in ABLATIONS else model
 
 
 def model_name(model: str) -> str:
     """Return a model's display name; a user's label stays as it is."""
-    return MODELS.get(model, model)
+    method = method_of(model)
+    ablation = model.removeprefix(method).removeprefix("-").replace("_", " ")
+    return MODELS.get(method, method) + (f" ({ablation})" if ablation else "")
 
 
 def model_colour(model: str, position: int = 0) -> str:
@@ -73,3 +117,8 @@ def column_name(task: str, dataset: str, variant: str) -> str:
     prefix = {"knn": "kNN ", "linear": "Linear "}.get(task, "")
     suffix = f" {task}" if task in ("detection", "segmentation") else ""
     return prefix + name + suffix
+
+
+def benchmark_name(task: str, dataset: str, variant: str) -> str:
+    """Return what a benchmark is called where no table's title says that it is recognition transfer."""
+    return column_name(task, dataset, variant) + (" transfer" if task == "recognition" else "")

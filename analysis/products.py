@@ -10,13 +10,25 @@ from common.cli import METHODS
 from common.files import sha256_of_file, sha256_of_text, write_json
 
 _DIGESTS = ".inputs.json"
+_STYLE = Path(__file__).with_name("style.py")
 
 
-def arguments(module: str, description: str, argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line, print the first line, and return the arguments. METHOD is `all` by default."""
-    parser = cli.parser(module, description)
+def arguments(
+    module: str,
+    description: str,
+    argv: list[str] | None,
+    *,
+    reads_checkpoint: bool = False,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """Parse the command line, print the first line, and return the arguments. METHOD is `all` by default.
+
+    `more` adds arguments of the command's own.
+    """
+    parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
     parser.set_defaults(method=list(METHODS))
     parser.add_argument("--reports", default="reports", type=Path, help="where tables, figures and pages live")
+    more(parser)
     args = parser.parse_args(argv)
     cli.announce(module, args, reports=args.reports)
     return args
@@ -47,16 +59,18 @@ def make_once(
 ) -> None:
     """Call `make()`, which writes `outputs`, unless they are there and were made of the same inputs.
 
-    The digests of the inputs are kept in `<where>/.inputs.json`, by the product's name.
+    The digests of the inputs are kept in `<where>/.inputs.json`, by the product's name. The style of figures is
+    always among them.
     """
     store = where / _DIGESTS
     digests = _read(store)
-    digest = sha256_of_text(*inputs)
+    digest = sha256_of_text(sha256_of_file(_STYLE), *inputs)
     fresh = digests.get(name) == digest and all(path.is_file() for path in outputs)
     if not fresh:
         make()
         write_json(store, {**_read(store), name: digest})
-    print(f"{'up to date' if fresh else 'written'}: {', '.join(str(path) for path in outputs)}", flush=True)
+    more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
+    print(f"{'up to date' if fresh else 'written'}: {', '.join(map(str, outputs[:2]))}{more}", flush=True)
 
 
 def _read(store: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -414,7 +415,7 @@ class Progress(Hook):
 
     A line is written every `interval` steps and after every epoch. What other hooks put into the message
     hub under `train/` or `val/` appears too (for instance kNN accuracy). A resumed run drops the lines
-    beyond the step that it resumes from, and goes on.
+    beyond the step that it resumes from, and goes on, in `seconds` (since the start, pauses left out) too.
     """
 
     priority = "VERY_LOW"
@@ -429,7 +430,7 @@ class Progress(Hook):
         self._path = Path(runner.work_dir) / LOG
         self._lengths = _lengths(runner)
         if runner.rank == 0:
-            truncate_log(self._path, runner.iter, runner.epoch)
+            self._begun = time.monotonic() - truncate_log(self._path, runner.iter, runner.epoch)
             name = Path(runner.work_dir).name
             self._bar = _bar(name, runner.max_iters * self._images, runner.iter * self._images)
 
@@ -483,9 +484,10 @@ class Progress(Hook):
             self._bar = None
 
     def _write(self, runner: MMEngineRunner, **line: Any) -> None:
+        line["seconds"] = round(time.monotonic() - self._begun, 3)
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        numbers = {f"train/{key}": value for key, value in line.items() if key not in ("step", "epoch")}
+        numbers = {f"train/{key}": value for key, value in line.items() if key not in ("step", "epoch", "seconds")}
         runner.visualizer.add_scalars(numbers, step=line["step"])
 
 
@@ -497,17 +499,20 @@ def _bar(name: str, total: int, initial: int = 0) -> tqdm:
 _SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
 
 
-def truncate_log(path: Path, step: int, epoch: int | None = None) -> None:
+def truncate_log(path: Path, step: int, epoch: int | None = None) -> float:
     """Drop the lines of `log.jsonl` beyond `step` and beyond `epoch`, and a last line that a kill cut short.
+
+    Returns the seconds that the run had taken up to the last line kept.
 
     A checkpoint of an epoch's last step is older than that epoch's line, which the resumed run writes again.
     """
     if not path.is_file():
-        return
+        return 0.0
     last = float("inf") if epoch is None else epoch
     kept = [line for line in _lines(path) if line["step"] <= step and line.get("epoch", 0) <= last]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return max((line.get("seconds", 0.0) for line in kept), default=0.0)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -198,18 +198,40 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is no valid results record: {error}; delete it and run its command again") from None
     return record
 
 
-def read_records(root: Path, profile: str) -> Iterator[dict[str, Any]]:
-    """Yield the valid records of one profile, in the order of their paths."""
+def read_records(root: Path, profile: str, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the valid records of one profile, in the order of their paths.
+
+    A file that is none, or lies in another record's place, raises UserError; with a list of `problems`, its line
+    goes there and reading goes on.
+    """
     for path in sorted((root / profile).rglob("*.json")):
-        record = read_record(path)
-        if record["profile"] != profile:
-            raise UserError(f"{path} is a record of profile '{record['profile']}'; move it where it belongs")
-        yield record
+        try:
+            record = read_record(path)
+            _check_place(path, record, root, profile)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+        else:
+            yield record
+
+
+def key_of(record: Mapping[str, Any]) -> RecordKey:
+    """Return what a valid record is about."""
+    names = ("profile", "task", "model", "dataset", "seed")
+    return RecordKey(**{name: record[name] for name in names}, variant=record["protocol"].get("variant"))
+
+
+def _check_place(path: Path, record: Mapping[str, Any], root: Path, profile: str) -> None:
+    if record["profile"] != profile:
+        raise UserError(f"{path} is a record of profile '{record['profile']}'; move it where it belongs")
+    if (place := key_of(record).path(root)) != path:
+        raise UserError(f"{path} is the record that belongs into {place}; move it there or delete it")
 
 
 @cache

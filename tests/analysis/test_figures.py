@@ -1,13 +1,8 @@
-import json
-
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from analysis import curves, figures, style, tsne
-from common.backbones import build_backbone, feature_dim
-from common.checkpoint import META_KEYS, save_checkpoint
+from analysis import figures, style
 from common.cli import UserError
 from tests.analysis.conftest import PALETTE
 
@@ -107,59 +102,3 @@ def test_prediction_that_cannot_be(args, predictions, content, message):
         Image.fromarray(content).save(path)
     with pytest.raises(UserError, match=message):
         figures.build(args)
-
-
-def test_curves(args, log, capsys):
-    with pytest.raises(UserError, match="no training logs in"):
-        curves.build(args)
-    path = log("byol_gsg")
-    log("simsiam")
-    log("byol", seed=2)
-    assert list(curves.find_logs(args.runs / "demo" / "pretrain", 0)) == ["simsiam", "byol_gsg"]
-    assert list(curves.find_logs(args.runs / "demo" / "pretrain", 2)) == ["byol"]
-    assert [line["epoch"] for line in curves.read_epochs(path)] == [1, 2, 3]
-    assert curves.build(args).is_file()
-    curves.build(args)
-    assert "up to date" in capsys.readouterr().out
-
-
-@pytest.fixture
-def checkpoint(args):
-    def write(model):
-        torch.manual_seed(0)
-        network = build_backbone("resnet18")
-        meta = dict.fromkeys(META_KEYS, 0) | {"arch": "resnet18", "feature_dim": feature_dim(network)}
-        save_checkpoint(args.checkpoints / "demo" / f"{model}.pth", network.state_dict(), meta)
-
-    return write
-
-
-def test_tsne(args, checkpoint, monkeypatch, capsys):
-    with pytest.raises(UserError, match=r"no checkpoint in .*make pretrain PROFILE=demo METHOD=simsiam"):
-        tsne.build(args)
-    checkpoint("byol")
-    full = tsne._test_images
-
-    def few(args):
-        images = full(args)
-        object.__setattr__(images, "paths", images.paths[::6])
-        object.__setattr__(images, "labels", images.labels[::6])
-        return images
-
-    monkeypatch.setattr(tsne, "_test_images", few)
-    png = tsne.build(args)
-    assert Image.open(png).size[0] > 300
-    assert list(json.loads(png.with_suffix(".json").read_text())) == ["byol"]
-    capsys.readouterr()
-    tsne.build(args)
-    assert "up to date" in capsys.readouterr().out
-    args.profile = "imagenet"
-    with pytest.raises(UserError, match="PROFILE=cifar10"):
-        tsne.build(args)
-
-
-def test_embedding_is_fixed_and_takes_few_samples():
-    x = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
-    first = tsne.embed(x)
-    assert first.shape == (12, 2)
-    np.testing.assert_array_equal(first, tsne.embed(x))

@@ -1,24 +1,34 @@
+import base64
 import html
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from analysis import report
+from analysis import comparison, protocol, report
+from common.cli import UserError
 from common.records import read_records
+
+HERE = Path(report.__file__).parent
+
+
+def build(args):
+    return report.build(args, [])
 
 
 class Page(HTMLParser):
-    """A page's text, tags left open, images and ids."""
+    """A page's tags left open, images, ids and links, and the records that its numbers point to."""
 
-    VOID = ("meta", "br", "img", "link")
+    VOID = ("meta", "br", "img", "link", "input", "path", "use", "clippath", "rect")
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.images, self.ids, self.links = [], [], set(), []
+        self.open, self.images, self.ids, self.links, self.numbers = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -27,26 +37,32 @@ class Page(HTMLParser):
             self.images.append(attributes)
         if tag == "a":
             self.links.append(attributes["href"])
-        self.ids.add(attributes.get("id"))
-        if tag not in self.VOID:
+        if "data-records" in attributes:
+            self.numbers.append(attributes["data-records"].split())
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag not in self.VOID and "/>" not in self.get_starttag_text():
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
 
 
 @pytest.fixture
-def full(args, record, log, predictions):
-    record("simsiam_gsg", "knn", "digits", {"top1": 61.25})
+def full(args, record, log, predictions, saved_detections, tsne_files):
+    record("simsiam_gsg", "knn", "digits", {"top1": 61.25}, protocol={"k": 20})
     record("simsiam_gsg", "detection", "voc", {"AP": 3.5, "AP50": 9.75}, variant="frozen")
     record("<b>mine</b>", "recognition", "scenes", {"mAP11": 33.0}, seed=4)
     log("simsiam")
     predictions("byol")
+    saved_detections("byol")
+    tsne_files("tsne-flowers-mine")
     return args
 
 
-def test_page_holds_every_records_provenance(full):
-    text = report.build(full).read_text()
+def test_page_holds_every_record(full):
+    text = build(full).read_text()
     page = Page(text)
     assert page.open == []
     records = list(read_records(full.results, "demo"))
@@ -54,70 +70,168 @@ def test_page_holds_every_records_provenance(full):
     for one in records:
         made_of = one["provenance"]
         for key in ("checkpoint_sha256", "config_sha256", "data_fingerprint", "git_commit"):
-            assert f'title="{made_of[key]}"' in text
+            assert f"<dd><code>{made_of[key]}</code>" in text
         for value in (made_of["host"], made_of["device"], str(made_of["seconds"]), made_of["started"].split("T")[0]):
             assert value in text
         for name, version in made_of["versions"].items():
-            assert f"{name} {version}" in text
+            assert f'"{name}": "{version}"' in html.unescape(text)
         for value in one["metrics"].values():
             assert f"<strong>{value:.2f}</strong>" in text
     for path in (full.results / "demo").rglob("*.json"):
         assert html.escape(str(path)) in text
 
 
+def test_every_number_leads_to_its_records(args, record):
+    paths = [record("byol", "knn", "digits", {"top1": 60.0 + seed}, seed) for seed in (0, 1)]
+    paths.append(record("byol_gsg", "knn", "digits", {"top1": 70.0}))
+    text = build(args).read_text()
+    page = Page(text)
+    assert page.numbers == [["0", "1"], ["2"]]
+    at = [text.index(f'id="record-{k}"') for k in range(3)]
+    assert [text.index(f"<code>{path}</code>", start) > start for path, start in zip(paths, at, strict=True)]
+    assert all(link[1:] in page.ids for link in page.links)
+
+
 def test_page_is_one_file_and_escapes_labels(full):
-    text = report.build(full).read_text()
+    text = build(full).read_text()
     page = Page(text)
     assert "<b>mine" not in text
     assert "&lt;b&gt;mine" in text
-    assert len(page.images) == 2
-    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in page.images)
-    assert not re.search(r'(src|href)="(http|/)', text)
-    assert all(link[1:] in page.ids for link in page.links)
-    assert "prefers-color-scheme: dark" in text
+    assert len(page.ids) == len(set(page.ids))
+    given = [image for image in page.images if "src" in image]
+    assert len(given) == 2 + 2 * 3 * 2  # a map's picture and sheet; two kinds of two images by three layers
+    assert all(image["src"].startswith("data:image/") and "alt" in image for image in given)
+    assert not re.search(r'(src|href)="(http|/|file)', text)
+    assert "url(" not in (HERE / "report.css").read_text()
     assert "demo numbers are not comparable with the paper" in text
-    assert "Left out: t-SNE: no checkpoint in" in text
+    assert "Left out: t-SNE: no checkpoint in" not in text  # there is one of another checkpoint to show
+    assert text.count("<svg") == 6  # loss, std and kNN against epochs and against time
+
+
+def test_settings_stand_beside_the_papers(args, record):
+    record("byol", "knn", "imagenet", {"top1": 60.0}, profile="imagenet", protocol={"k": 200, "temperature": 0.2})
+    record("byol", "linear", "imagenet", {"top1": 60.0}, profile="imagenet", protocol={"epochs": 10})
+    record("byol", "knn", "flowers", {"top1": 60.0}, profile="imagenet", protocol={"k": 20})
+    found = {fact.benchmark: fact for fact in protocol.facts(read_records(args.results, "imagenet"))}
+    assert found["kNN ImageNet"] == protocol.Fact(
+        "kNN ImageNet", "k 200, temperature 0.2", "k 200, temperature 0.2", True
+    )
+    assert found["Linear ImageNet"].agrees is False
+    assert found["Linear ImageNet"].paper == "epochs 90, batch 4,096, optimiser LARS"
+    assert found["kNN Flowers"].agrees is None
+    args.profile = "imagenet"
+    text = build(args).read_text()
+    assert "k 200, temperature 0.2: the same" in text
+    assert "epochs 90, batch 4,096, optimiser LARS: not the same" in text
+    assert "not in the paper" in text
+    assert "Demo data" not in text
 
 
 def test_page_without_anything(args):
     args.profile = "imagenet"
-    text = report.build(args).read_text()
+    text = build(args).read_text()
     assert "No tables: no results records" in text
-    assert text.count("Left out:") == 3
+    assert text.count("Left out:") == 5
+    assert "make it with `make tsne PROFILE=imagenet`" in text
     assert "not comparable" not in text
     assert Page(text).open == []
 
 
 def test_page_is_made_again_when_a_record_changes(full, record, capsys):
-    page = report.build(full)
+    page = build(full)
     capsys.readouterr()
-    report.build(full)
+    build(full)
     assert f"up to date: {page}" in capsys.readouterr().out
     record("simsiam_gsg", "knn", "digits", {"top1": 77.77})
-    report.build(full)
+    build(full)
     assert f"written: {page}" in capsys.readouterr().out
     assert "77.77" in page.read_text()
     assert "77.77" in (page.parent / "table-standard.md").read_text()
 
 
+def test_a_corrupt_record_is_named_at_the_end_of_a_page(full, capsys):
+    spoilt = next((full.results / "demo").rglob("*.json"))
+    spoilt.write_text("{")
+    folders = [f"--{name}={getattr(full, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
+    for _ in range(2):  # an up to date page names it too
+        with pytest.raises(UserError, match="skipped 1 file that"):
+            report.main(folders)
+        assert f"skipped: {spoilt} is no valid results record" in capsys.readouterr().err
+    assert "made from 2 results" in (full.reports / "demo" / "index.html").read_text()
+
+
 def test_spoilt_digests_only_cost_time(full):
-    page = report.build(full)
+    page = build(full)
     for spoilt in ("{", "[]"):
         (page.parent / ".inputs.json").write_text(spoilt)
-        report.build(full)
+        build(full)
         assert "page" in json.loads((page.parent / ".inputs.json").read_text())
 
 
 def test_an_up_to_date_page_loads_no_heavy_library(full):
-    report.build(full)
+    build(full)
     folders = [f"--{name}={getattr(full, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
     code = f"""
 import sys
 from analysis import report
 report.main({folders!r})
-heavy = 'torch pandas matplotlib sklearn jinja2'.split()
+heavy = 'torch pandas matplotlib sklearn jinja2 openTSNE'.split()
 print('heavy:', [m for m in heavy if m in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "heavy: []" in out
     assert "written" not in out
+
+
+def test_boxes_are_drawn_with_their_names(args, saved_detections):
+    saved_detections("simsiam")
+    [(title, shown)] = comparison.detection(args).items()
+    assert title == "VOC"
+    assert list(shown.layers) == ["Image", "Ground truth", "SimSiam"]
+    assert len(shown.photos) == 2
+    texts = {}
+    for name, pictures in shown.layers.items():
+        svg = ElementTree.fromstring(base64.b64decode(pictures[1].partition(",")[2]))
+        assert (svg.get("width"), svg.get("height")) == ("40", "60")
+        texts[name] = [(element.tag.partition("}")[2], element.text) for element in svg if element.text]
+        dashed = [element for element in svg if element.get("stroke-dasharray")]
+        assert len(dashed) == int(name == "Ground truth")
+    assert texts == {
+        "Image": [],
+        "Ground truth": [("text", "cup"), ("text", "door")],
+        "SimSiam": [("text", "cup 0.91")],
+    }
+
+
+def luminance(colour):
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """WCAG 2.2's contrast ratio of two colours, #rrggbb."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_as_wcag_has_it():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("ink", "ground"),
+    [
+        *((ink, ground) for ink in ("ink", "soft", "accent") for ground in ("page", "card")),
+        *(("warn-ink", "warn"), ("ink", "best"), ("ink", "button")),
+    ],
+)
+def test_text_has_the_contrast_of_aa(scheme, ink, ground):
+    css = (HERE / "report.css").read_text().partition("@media print")[0]
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in re.findall(r":root \{(.*?)\}", css, re.S)
+    )
+    colours = light if scheme == "light" else {**light, **dark}
+    assert contrast(colours[ink], colours[ground]) >= 4.5

@@ -147,6 +147,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(make, tmp_path):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert places(log(tmp_path)) == WHOLE_LOG
     assert [line["loss"] for line in log(tmp_path)] == [line["loss"] for line in lines]
+    seconds = [line["seconds"] for line in log(tmp_path)]
+    assert seconds == sorted(seconds)  # a resumed run counts on
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path):
@@ -316,11 +318,11 @@ def test_the_newest_resume_file(tmp_path, files, newest):
 
 def test_a_log_is_cut_back_to_a_step(tmp_path):
     path = tmp_path / "log.jsonl"
-    whole = [{"step": 2}, {"step": 4}, {"step": 4, "epoch": 1}, {"step": 6}]
+    whole = [{"step": 2}, {"step": 4, "seconds": 1.5}, {"step": 4, "epoch": 1}, {"step": 6, "seconds": 9.0}]
     path.write_text("".join(json.dumps(line) + "\n" for line in whole))
-    truncate_log(path, 4)
+    assert truncate_log(path, 4) == 1.5
     assert [json.loads(line) for line in path.read_text().splitlines()] == whole[:3]
-    truncate_log(path, 0)
+    assert truncate_log(path, 0) == 0
     assert path.read_text() == ""
     truncate_log(tmp_path / "none.jsonl", 4)
     assert os.listdir(tmp_path) == ["log.jsonl"]

@@ -34,8 +34,8 @@ def log(space: Path, name: str = "simsiam") -> list[dict]:
 
 
 def weights_and_log(space: Path, method: str) -> tuple[dict, list[dict]]:
-    """What a run leaves: its exported tensors, and its log but for the speeds."""
-    lines = [{k: v for k, v in line.items() if k != "images_per_s"} for line in log(space, method)]
+    """What a run leaves: its exported tensors, and its log but for speeds and times."""
+    lines = [{k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in log(space, method)]
     return load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict, lines
 
 

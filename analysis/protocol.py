@@ -1,0 +1,76 @@
+"""What the numbers are numbers of: the settings of the records beside the paper's."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.names import benchmark_name, column_order
+from analysis.records import settings_of
+from common.records import METRICS, key_of
+
+# Of the paper's runs: the appendix, and where it is silent the authors' code (PROTOCOLS 2-6). Names as in SETTINGS.
+_RECOGNITION = {"weight decays in the C grid": "45", "image size": "224", "resize": "224"}
+PAPER: dict[tuple[str, str], dict[str, str]] = {
+    ("knn", "imagenet"): {"k": "200", "temperature": "0.2"},
+    ("knn", "cifar10"): {"k": "200", "temperature": "0.1"},
+    ("linear", "imagenet"): {"epochs": "90", "batch": "4096", "optimiser": "LARS"},
+    ("detection", "voc"): {"iterations": "144000", "batch": "2", "learning rate": "0.0025"},
+    ("detection", "coco"): {"iterations": "270000", "batch": "16", "learning rate": "0.02"},
+    ("segmentation", "ade20k"): {"iterations": "150000", "batch": "2", "learning rate": "0.02"},
+}
+WHAT = {
+    "demo": (
+        "Demo: a ResNet-18 pretrained for two epochs on 1,437 embedded images of handwritten digits, then every "
+        "benchmark on embedded data in the official layouts. It shows that the chain works. None of its numbers can "
+        "be compared with the paper's, and the network as initialised is nearly as good: they do not say which "
+        "method is better."
+    ),
+    "cifar10": (
+        "The paper's CIFAR-10 setting (appendix B.2, C.2): a ResNet-18 variant, 200 epochs at batch 128 as in "
+        "lightly's benchmark. The paper has no linear evaluation on CIFAR-10; that one is ours."
+    ),
+    "imagenet": (
+        "The paper's ImageNet setting (appendix B.1, C.1, D): ResNet-50, 100 epochs at batch 512, then transfer."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A benchmark's settings: those of most of its records, the paper's, and whether what the paper has agrees."""
+
+    benchmark: str
+    here: str
+    paper: str
+    agrees: bool | None  # None: the paper has no such benchmark
+
+
+def facts(records: Iterable[Mapping[str, Any]]) -> list[Fact]:
+    """Return a fact for each benchmark that has records, in the order of the tables."""
+    found: dict[tuple[str, str, str], Counter[tuple[tuple[str, str], ...]]] = {}
+    for record in records:
+        key = (record["task"], record["dataset"], key_of(record).variant or "")
+        found.setdefault(key, Counter())[settings_of(record)] += 1
+    shown = []
+    for key in sorted(found, key=lambda key: column_order(key[0], key[1], key[2], METRICS[0])):
+        task, dataset, variant = key
+        here = dict(found[key].most_common(1)[0][0])
+        of_paper = _RECOGNITION if task == "recognition" else PAPER.get((task, _counterpart(task, dataset)), {})
+        agrees = all(here.get(name) == value for name, value in of_paper.items()) if of_paper else None
+        shown.append(Fact(benchmark_name(task, dataset, variant), _words(here), _words(of_paper), agrees))
+    return shown
+
+
+def _counterpart(task: str, dataset: str) -> str:
+    return "imagenet" if dataset == "digits" and task in ("knn", "linear") else dataset
+
+
+def _words(settings: Mapping[str, str]) -> str:
+    plain = ("None", "False", "float32")  # what nobody changed
+    told = {name: value for name, value in settings.items() if name not in ("data", "config") and value not in plain}
+    return ", ".join(f"{name} {_number(value)}" for name, value in told.items())
+
+
+def _number(text: str) -> str:
+    return f"{int(text):,}" if text.isdecimal() else text

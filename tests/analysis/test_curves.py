@@ -1,0 +1,75 @@
+import re
+
+import pytest
+
+from analysis import curves, style
+from common.cli import UserError
+
+
+def test_curves(args, log, capsys):
+    with pytest.raises(UserError, match="no training logs in"):
+        curves.build(args)
+    path = log("byol_gsg")
+    log("simsiam")
+    log("byol", seed=2)
+    assert list(curves.find_logs(args.runs / "demo" / "pretrain", 0)) == ["simsiam", "byol_gsg"]
+    assert list(curves.find_logs(args.runs / "demo" / "pretrain", 2)) == ["byol"]
+    assert [line["epoch"] for line in curves.read_epochs(path)] == [1, 2, 3]
+    png = curves.build(args)
+    names = {f"curves-{key}-{axis}.svg" for key in ("loss", "std", "knn") for axis in ("epoch", "seconds")}
+    assert {file.name for file in png.parent.iterdir()} == {"curves.png", "curves.pdf", ".inputs.json", *names}
+    curves.build(args)
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_time_has_a_unit_that_fits_and_curves_their_points(args, log):
+    log("simsiam")
+    png = curves.build(args)
+    by_time = (png.parent / "curves-loss-seconds.svg").read_text()
+    assert "time (minutes)" in by_time  # 210 seconds
+    assert "time" not in (png.parent / "curves-loss-epoch.svg").read_text()
+    assert by_time.count("<use") >= 3
+
+
+def test_logs_without_times_have_no_curves_against_time(args, log):
+    path = log("simsiam")
+    path.write_text(re.sub(r', "seconds": [\d.]+', "", path.read_text()))
+    found, _ = curves.read_curves(args)
+    shown = curves.page_files(found, args.reports / "curves")
+    assert {axis for _, axis in shown.values()} == {"epoch"}
+    assert curves.build(args).is_file()
+
+
+def test_ablations_are_drawn_when_they_are_asked_for(args, log):
+    log("simsiam_gsg")
+    log("simsiam_gsg-batch64")
+    assert list(curves.read_curves(args)[0]) == ["simsiam_gsg"]
+    args.method = ["simsiam_gsg-batch64"]
+    assert list(curves.read_curves(args)[0]) == ["simsiam_gsg-batch64"]
+
+
+def test_svgs_take_the_pages_colours_and_share_no_ids(args, log):
+    log("simsiam")
+    folder = curves.build(args).parent
+    texts = [path.read_text() for path in sorted(folder.glob("*.svg"))]
+    ids = [set(re.findall(r'id="([^"]*)"', text)) for text in texts]
+    assert sum(map(len, ids)) == len(set.union(*ids))
+    for text in texts:
+        assert set(re.findall(r'(?:href="|url\()#([^")]*)', text)) <= set.union(*ids)
+        assert "currentColor" in text
+        assert "#000000" not in text
+        assert "var(--line, #dddddd)" in text
+
+
+def test_figures_are_of_print_size_with_embedded_fonts_and_the_same_bytes_again(args, log):
+    log("simsiam")
+    png = curves.build(args)
+    pdf = png.with_suffix(".pdf").read_bytes()
+    box = re.search(rb"/MediaBox \[ ?([\d. ]+)\]", pdf)[1].split()
+    assert float(box[2]) == pytest.approx(72 * style.WIDTH, abs=20)  # "tight" takes or gives a little
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    first = {path: path.read_bytes() for path in png.parent.iterdir()}
+    (png.parent / ".inputs.json").unlink()
+    curves.build(args)
+    assert {path: path.read_bytes() for path in png.parent.iterdir()} == first

@@ -1,0 +1,12 @@
+import doctest
+
+import pytest
+
+from analysis import geometry, render, tables, tsne
+
+
+@pytest.mark.parametrize("module", [geometry, render, tables, tsne], ids=lambda module: module.__name__)
+def test_the_examples_of_docstrings_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0

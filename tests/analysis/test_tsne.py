@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import silhouette_score
+
+from analysis import features, tsne
+from common.backbones import build_backbone, feature_dim
+from common.checkpoint import META_KEYS, save_checkpoint
+from common.cli import UserError
+
+
+@pytest.fixture
+def checkpoint(args):
+    def write(model):
+        torch.manual_seed(0)
+        network = build_backbone("resnet18")
+        meta = dict.fromkeys(META_KEYS, 0) | {"arch": "resnet18", "feature_dim": feature_dim(network)}
+        path = args.checkpoints / "demo" / f"{model}.pth"
+        save_checkpoint(path, network.state_dict(), meta)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """An image folder of two classes, with pictures of two sizes."""
+    root = tmp_path / "flowers"
+    rng = np.random.default_rng(0)
+    for name, bright in (("rose", 200), ("tulip", 60)):
+        (root / "val" / name).mkdir(parents=True)
+        for k in range(8):
+            pixels = rng.integers(bright - 50, bright + 50, (40, 30 + k, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "val" / name / f"{k}.png")
+    return root
+
+
+def test_the_profiles_methods_are_drawn_in_the_papers_order(args, checkpoint, capsys):
+    with pytest.raises(UserError, match=r"no checkpoint in .*make pretrain PROFILE=demo METHOD=simsiam"):
+        tsne.build(args)
+    for model in ("byol", "simsiam_gsg"):
+        checkpoint(model)
+    args.limit = 60
+    png = tsne.build(args)
+    assert Image.open(png).size[0] > 300
+    content = json.loads(png.with_suffix(".json").read_text())
+    assert [panel["model"] for panel in content["panels"]] == ["simsiam_gsg", "byol"]
+    assert content["data"] == "digits"
+    assert len(content["labels"]) == 60
+    for panel in content["panels"]:
+        points = np.reshape(panel["points"], (-1, 2))
+        assert points.shape == (60, 2)
+        assert points.min() == 0
+        assert points.max() == tsne.GRID
+        assert set(panel["scores"]) == {"trustworthiness", "silhouette", "purity", "map_silhouette", "map_purity"}
+    images, _ = features.open_images(args)
+    sheet = np.asarray(Image.open(png.with_suffix(".webp")).convert("RGB")).astype(int)
+    assert sheet.shape == (256, 256, 3)  # 8 x 8 places for 60 images
+    tenth = sheet[32:64, 64:96]
+    assert np.abs(tenth - np.asarray(images.image(10))).mean() < 12  # WebP loses a little
+    capsys.readouterr()
+    tsne.build(args)
+    assert "up to date" in capsys.readouterr().out
+    args.perplexity = 5.0
+    tsne.build(args)
+    assert "written" in capsys.readouterr().out
+
+
+def test_any_checkpoint_and_any_labelled_images(args, checkpoint, flowers):
+    args.checkpoint, args.name, args.data_root, args.size = checkpoint("theirs"), "theirs", flowers, 32
+    png = tsne.build(args)
+    assert png.name == "tsne-flowers-theirs.png"
+    content = json.loads(png.with_suffix(".json").read_text())
+    assert content["classes"] == ["rose", "tulip"]
+    assert [panel["model"] for panel in content["panels"]] == ["theirs"]
+    assert content["panels"][0]["scores"]["purity"] > 0.9  # bright and dark are told apart by any network
+
+
+def test_mistakes_are_named(args, checkpoint, flowers, tmp_path):
+    args.checkpoint, args.name = tmp_path / "none.pth", "x"
+    with pytest.raises(UserError, match=r"checkpoint .*none\.pth is missing; correct CHECKPOINT"):
+        tsne.build(args)
+    args.checkpoint = checkpoint("theirs")
+    args.data_root = tmp_path / "empty"
+    with pytest.raises(UserError, match=r"empty is missing; place one folder a class"):
+        tsne.build(args)
+    args.data_root, args.limit = None, 1
+    with pytest.raises(UserError, match="--limit 1 leaves nothing to compare"):
+        tsne.build(args)
+    for bad in ("0", "many", "nan", "inf"):
+        with pytest.raises(UserError, match=f"--perplexity is '{bad}'"):
+            tsne.main(["--perplexity", bad])
+    with pytest.raises(UserError, match="unknown DATASET 'dtd'; known: digits, cifar10"):
+        tsne.main(["--dataset", "dtd"])
+
+
+def test_cifar10_is_the_default_of_its_profile(args, checkpoint):
+    args.checkpoint, args.name, args.profile = checkpoint("theirs"), "theirs", "cifar10"
+    with pytest.raises(UserError, match=r"cifar-10-batches-py is missing"):
+        tsne.build(args)
+
+
+def test_embedding_is_fixed_and_takes_few_samples():
+    x = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    first = tsne.embed(x)
+    assert first.shape == (12, 2)
+    np.testing.assert_array_equal(first, tsne.embed(x))
+
+
+def test_embedding_separates_what_is_separate():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    x = (rng.standard_normal((90, 16)) + 20 * np.eye(16)[labels]).astype(np.float32)
+    points = tsne.embed(x, perplexity=10)
+    found = tsne.scores(x, points, labels)
+    assert found["purity"] == found["map_purity"] == 1
+    assert found["map_silhouette"] == pytest.approx(silhouette_score(points, labels), abs=1e-4)
+    assert found["trustworthiness"] == pytest.approx(trustworthiness(x, points, n_neighbors=10), abs=1e-4)
+    shuffled = tsne.scores(x, rng.permutation(points), labels)
+    assert shuffled["trustworthiness"] < found["trustworthiness"]
+    assert shuffled["map_purity"] < 0.6
+
+
+def test_scores_of_one_class_leave_the_silhouette_out():
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    found = tsne.scores(x, x[:, :2], np.zeros(6, int))
+    assert "silhouette" not in found
+    assert "silhouette undefined" in tsne.caption(found)
+
+
+def test_a_part_is_a_data_set_of_its_own(args):
+    args.limit = 20
+    part, _ = features.open_images(args)
+    again, _ = features.open_images(args)
+    args.limit = 360
+    whole, _ = features.open_images(args)
+    assert len(part.labels) == 20
+    assert part.fingerprint == again.fingerprint != whole.fingerprint
+    at = part.indices[7]
+    assert part.labels[7] == whole.labels[at]
+    assert part.image(7).tobytes() == whole.image(int(at)).tobytes()
+
+
+@pytest.mark.slow
+def test_ten_thousand_points_take_under_three_minutes():
+    import time
+
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.standard_normal((10, 512))[np.arange(10_000) % 10] + rng.standard_normal((10_000, 512)), 0)
+    started = time.perf_counter()
+    tsne.embed(x.astype(np.float32))
+    assert time.perf_counter() - started < 180
