@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import comparison, curves, detections, figures, geometry, protocol, tsne
+from analysis import comparison, curves, detections, figures, geometry, protocol, sweeps, tsne
 from analysis.comparison import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import arguments, digest_of_files, folder, make_once, not_comparable
@@ -244,6 +244,17 @@ def _show_detections(files: list[Path], args: argparse.Namespace) -> dict[str, A
     return {"comparisons": comparison.detection(args)}
 
 
+def _sweeps(args: argparse.Namespace) -> list[Path]:
+    return [png.with_suffix(".svg") for png in sweeps.build(args)]
+
+
+def _show_sweeps(files: list[Path], args: argparse.Namespace) -> dict[str, Any]:
+    models = sweeps.models(args)
+    legend = [(model_name(model), model_colour(model, k), "gsg" not in model) for k, model in enumerate(models)]
+    svgs = [path.read_text(encoding="utf-8") for path in files]
+    return {"charts": [("", svgs)], "legend": legend, "alt": "Validation metric over the weight decay"}
+
+
 PARTS = (
     Part(
         "curves",
@@ -284,6 +295,14 @@ PARTS = (
         "Dashed objects are not counted: neither right nor wrong to find.",
         detections.build,
         _show_detections,
+    ),
+    Part(
+        "sweeps",
+        "Sweeps of the weight decay",
+        "The validation metric of logistic regression at each weight decay. The diamond is chosen; open circles "
+        "stopped before they converged.",
+        _sweeps,
+        _show_sweeps,
     ),
 )
 

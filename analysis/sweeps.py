@@ -3,14 +3,17 @@
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.names import DATASETS, METRIC_NAMES, model_colour, model_name, model_order
 from analysis.products import arguments, figure_files, folder, make_once
 from common import cli
 from common.cli import UserError
 from common.files import sha256_of_file
-from common.records import read_records
+from common.records import key_of, read_records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MODULE = "analysis.sweeps"
 
@@ -25,12 +28,7 @@ def build(args: argparse.Namespace) -> list[Path]:
 
     Raises UserError when no record holds a curve.
     """
-    curves: dict[str, dict[str, dict[str, Any]]] = {}
-    for record in read_records(args.results, args.profile):
-        if record["task"] == "recognition" and record["seed"] == args.seed and "sweep" in record.get("details", {}):
-            variant = record["protocol"].get("variant")
-            dataset = record["dataset"] + (f"-{variant}" if variant else "")
-            curves.setdefault(dataset, {})[record["model"]] = record
+    curves = _read(args)
     if not curves:
         raise UserError(
             f"no validation curve of seed {args.seed} in {args.results / args.profile}; "
@@ -41,24 +39,48 @@ def build(args: argparse.Namespace) -> list[Path]:
         stem = folder(args) / f"sweep-{dataset}"
         shown = {model: of_model[model] for model in model_order(of_model)}
         inputs = [sha256_of_file(Path(__file__)), *(repr((m, r["protocol"], r["details"])) for m, r in shown.items())]
-        make_once(folder(args), stem.name, inputs, figure_files(stem), partial(_make, shown, stem))
+        files = [*figure_files(stem), stem.with_suffix(".svg")]
+        make_once(folder(args), stem.name, inputs, files, partial(_make, shown, stem))
         made.append(figure_files(stem)[0])
     return made
 
 
-def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:
-    from analysis.style import plt, save
+def models(args: argparse.Namespace) -> list[str]:
+    """Return the models that any of the figures shows, in their order."""
+    return model_order(model for of_model in _read(args).values() for model in of_model)
 
-    figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+
+def _read(args: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return data set -> model -> record, of those of the seed that hold a curve. Other commands name bad files."""
+    curves: dict[str, dict[str, dict[str, Any]]] = {}
+    for record in read_records(args.results, args.profile, []):
+        if record["task"] == "recognition" and record["seed"] == args.seed and "sweep" in record.get("details", {}):
+            curves.setdefault(key_of(record).stem, {})[record["model"]] = record
+    return curves
+
+
+def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:
+    from analysis.style import plt, save, save_for_page
+
+    figure, axis = plt.subplots(figsize=(3, 2.4), layout="constrained")
+    _draw(axis, records)
+    axis.legend(fontsize=7)
+    save(figure, stem)
+    figure, axis = plt.subplots(figsize=(3, 2.2), layout="constrained")
+    _draw(axis, records)
+    save_for_page(figure, stem.with_suffix(".svg"))
+
+
+def _draw(axis: "Axes", records: dict[str, dict[str, Any]]) -> None:
     for position, (model, record) in enumerate(records.items()):
         curve, protocol = record["details"]["sweep"], record["protocol"]
         style: dict[str, Any] = {"color": model_colour(model, position), "linestyle": "-" if "gsg" in model else "--"}
-        axis.plot(curve["weight_decay"], curve["val"], label=model_name(model), linewidth=2, **style)
+        axis.plot(curve["weight_decay"], curve["val"], label=model_name(model), linewidth=1.4, **style)
         points = zip(curve["weight_decay"], curve["val"], curve["converged"], strict=True)
         hollow = [(wd, value) for wd, value, converged in points if not converged]
         if hollow:  # a small open circle: the fit stopped before it converged
-            axis.plot(*zip(*hollow, strict=True), "o", markersize=3.5, markerfacecolor="white", color=style["color"])
-        axis.plot(protocol["weight_decay"], protocol["validation"], "D", markersize=7, color=style["color"])
+            axis.plot(*zip(*hollow, strict=True), "o", markersize=2.5, markerfacecolor="white", color=style["color"])
+        axis.plot(protocol["weight_decay"], protocol["validation"], "D", markersize=4.5, color=style["color"])
     first = next(iter(records.values()))
     metric, dataset = first["protocol"]["metric"], first["dataset"]
     axis.set(
@@ -67,8 +89,6 @@ def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:
         ylabel=f"validation {METRIC_NAMES.get(metric, metric)} (%)",
         title=DATASETS.get(dataset, dataset),
     )
-    axis.legend()
-    save(figure, stem)
 
 
 if __name__ == "__main__":

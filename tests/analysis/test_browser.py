@@ -69,7 +69,7 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
         ".filter(e => !e.closest('dialog')).map(e => { const r = (e.closest('.scroll') || e).getBoundingClientRect();"
         "return [e.tagName + '.' + e.className, r.left, r.right, r.width, r.height]; })"
     )
-    assert len([name for name, *_ in shown if name.startswith(("DIV.chart", "CANVAS", "DIV.stage"))]) == 6 + 2 + 2
+    assert len([name for name, *_ in shown if name.startswith(("DIV.chart", "CANVAS", "DIV.stage"))]) == 7 + 2 + 2
     for name, left, right, wide, high in shown:
         assert left >= 0, name
         assert right <= width, name

@@ -131,7 +131,7 @@ def test_page_without_anything(args):
     args.profile = "imagenet"
     text = build(args).read_text()
     assert "No tables: no results records" in text
-    assert text.count("Left out:") == 5
+    assert text.count("Left out:") == 6
     assert "make it with `make tsne PROFILE=imagenet`" in text
     assert "not comparable" not in text
     assert Page(text).open == []
