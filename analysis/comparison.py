@@ -55,24 +55,17 @@ def segmentation(args: argparse.Namespace) -> Comparison:
     import numpy as np
     from PIL import Image
 
-    from common.data import read_image
-
     found = figures.find_predictions(args.runs / args.profile / "segmentation-ade20k", args.seed)
     index = found[0].index
     palette, classes = index["palette"], index["classes"]
     pairs = list(zip(index["images"], index["annotations"], strict=True))[: figures.ROWS]
+    layers: dict[str, list[str]] = {"Image": [], "Ground truth": [], **{model_name(p.model): [] for p in found}}
     seen: set[int] = set()
-
-    def coloured(path: Path, first: int) -> str:
-        labels = np.asarray(Image.open(path)).astype(int) - first
-        seen.update(np.unique(labels).tolist())
-        return class_map(Image.fromarray(figures.colour(labels, palette)))
-
-    layers = {"Image": [photo(read_image(args.data / image)) for image, _ in pairs]}
-    layers["Ground truth"] = [coloured(args.data / annotation, 1) for _, annotation in pairs]
-    for predictions in found:
-        name = model_name(predictions.model)
-        layers[name] = [coloured(predictions.of(image), 0) for image, _ in pairs]
+    for image, maps in figures.rows(found, pairs, args.data):
+        seen.update(np.unique(maps).tolist())
+        coloured = [class_map(Image.fromarray(figures.colour(one, palette))) for one in maps]
+        for layer, picture in zip(layers.values(), [photo(image), *coloured], strict=True):
+            layer.append(picture)
     shown = sorted(label for label in seen if label >= 0)
     legend = [(classes[k], "#{:02x}{:02x}{:02x}".format(*palette[k])) for k in shown]
     return Comparison([Path(image).stem for image, _ in pairs], layers, legend if len(shown) <= LEGEND_UP_TO else [])

@@ -6,6 +6,7 @@ colours; unlabelled pixels are black. The legend names the classes that occur.
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from common.files import sha256_of_file
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 MODULE = "analysis.figures"
 ROWS = 10  # the paper shows the first ten images
@@ -80,6 +82,26 @@ def find_predictions(runs: Path, seed: int) -> list[Predictions]:
     return [Predictions(model, folders[model].parent, _read_index(folders[model])) for model in model_order(folders)]
 
 
+def rows(
+    found: list[Predictions], pairs: list[tuple[str, str]], data: Path
+) -> Iterator[tuple["Image", list["np.ndarray"]]]:
+    """Yield for each image and annotation (paths under `data`) the photo and its maps (H, W) int64.
+
+    The first map is the truth, the others are what `found` predict: 0-based classes, unlabelled is -1. Raises
+    UserError naming a file that is broken or does not fit its photo.
+    """
+    from common.data import read_class_map, read_image
+
+    classes = len(found[0].index["classes"])
+    for image, annotation in pairs:
+        photo = read_image(data / image)
+        size = (photo.height, photo.width)
+        # ADE20K's annotations count from 1 and 0 is unlabelled; predictions count from 0.
+        maps = [read_class_map(data / annotation, size, classes).astype(int) - 1]
+        maps += [read_class_map(p.of(image), size, classes - 1, remedy=PREDICT).astype(int) for p in found]
+        yield photo, maps
+
+
 def colour(classes: "np.ndarray", palette: list[list[int]]) -> "np.ndarray":
     """Return a class map (H, W), 0-based, in the palette's colours (H, W, 3) uint8; negative = unlabelled = black."""
     import numpy as np
@@ -103,27 +125,19 @@ def _make(found: list[Predictions], pairs: list[tuple[str, str]], data: Path, st
     import numpy as np
 
     from analysis.style import plt, save
-    from common.data import read_class_map, read_image
 
     palette, classes = found[0].index["palette"], found[0].index["classes"]
     titles = ["Image", "Ground truth", *(model_name(p.model) for p in found)]
-    rows = []
-    for image, annotation in pairs:
-        photo = np.asarray(read_image(data / image))
-        size = (photo.shape[0], photo.shape[1])
-        # ADE20K's annotations count from 1 and 0 is unlabelled; predictions count from 0.
-        maps = [read_class_map(data / annotation, size, len(classes)).astype(int) - 1]
-        maps += [read_class_map(p.of(image), size, len(classes) - 1, remedy=PREDICT).astype(int) for p in found]
-        rows.append((photo, maps))
-    heights = [photo.shape[0] / photo.shape[1] for photo, _ in rows]
+    drawn = list(rows(found, pairs, data))
+    heights = [photo.height / photo.width for photo, _ in drawn]
     figure, axes = plt.subplots(
-        *(len(rows), len(titles)),
+        *(len(drawn), len(titles)),
         figsize=(COLUMN * len(titles), COLUMN * sum(heights)),
         squeeze=False,
         height_ratios=heights,
         gridspec_kw={"wspace": 0.03, "hspace": 0.03},
     )
-    for row, (photo, maps) in zip(axes, rows, strict=True):
+    for row, (photo, maps) in zip(axes, drawn, strict=True):
         row[0].imshow(photo)
         for axis, classes_of in zip(row[1:], maps, strict=True):
             axis.imshow(colour(classes_of, palette), interpolation="none")  # in the PDF every pixel is there
@@ -131,7 +145,7 @@ def _make(found: list[Predictions], pairs: list[tuple[str, str]], data: Path, st
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=FONT)
-    seen = np.unique(np.concatenate([np.unique(one) for _, maps in rows for one in maps])).tolist()
+    seen = np.unique(np.concatenate([np.unique(one) for _, maps in drawn for one in maps])).tolist()
     named = [(classes[k], palette[k]) for k in seen if k >= 0] + [("unlabelled", [0, 0, 0])] * (-1 in seen)
     if len(named) <= LEGEND_UP_TO:
         patches = [

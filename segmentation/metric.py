@@ -16,7 +16,7 @@ class ClasswiseIoU(IoUMetric):
     """
 
     def compute_metrics(self, results: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
-        """Return mIoU and aAcc in percent, and `IoU`: that of each class by name, None where it has no pixel.
+        """Return mIoU and aAcc in percent, and `IoU_per_class`, that of each class by name, None where it has no pixel.
 
         IoU is intersection / union, summed over the images. The mean is over **all** classes: one that neither
         truth nor prediction has counts as 0 (mmseg leaves it out). aAcc is the share of labelled pixels that are right.
@@ -31,5 +31,5 @@ class ClasswiseIoU(IoUMetric):
         return {
             "mIoU": sum(value for value, size in zip(each, union.tolist(), strict=True) if size) / len(each),
             "aAcc": float(100 * common.sum() / truth.sum().clamp(min=1)),
-            "IoU": found,
+            "IoU_per_class": found,
         }

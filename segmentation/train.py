@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options=SINGLE_SCALE if args.single_scale else {},
         preflight=preflight.check,
         facts=facts,
-        details=lambda found: {"IoU": found["IoU"]},
+        details=lambda found: {"IoU_per_class": found["IoU_per_class"]},
         finish=partial(predictions.save, data=args.data),
         products=predictions.files,
     )

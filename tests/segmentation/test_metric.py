@@ -47,7 +47,7 @@ def plain(pairs, names=NAMES) -> dict:
     return {
         "mIoU": sum(value or 0 for value in values) / len(names),
         "aAcc": 100 * right / labelled if labelled else 0.0,
-        "IoU": dict(zip(names, values, strict=True)),
+        "IoU_per_class": dict(zip(names, values, strict=True)),
     }
 
 
@@ -67,7 +67,7 @@ def test_random_maps(pairs) -> None:
     found, expected = measure(pairs), plain(pairs)
     assert found["mIoU"] == pytest.approx(expected["mIoU"])
     assert found["aAcc"] == pytest.approx(expected["aAcc"])
-    assert found["IoU"] == pytest.approx(expected["IoU"], abs=5e-5)
+    assert found["IoU_per_class"] == pytest.approx(expected["IoU_per_class"], abs=5e-5)
 
 
 def test_worked_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_worked_by_hand() -> None:
     predicted = np.array([[0, 1, 1, 2], [0, 1, 0, 1]])
     # wall: 2 of 4; sky: 2 of 4; the rest has no labelled pixel: tree is predicted where nothing is labelled.
     found = measure([(truth, predicted)])
-    assert found["IoU"] == {"wall": 50.0, "sky": 50.0, "tree": None, "road": None, "bed": None}
+    assert found["IoU_per_class"] == {"wall": 50.0, "sky": 50.0, "tree": None, "road": None, "bed": None}
     assert found["mIoU"] == pytest.approx((50 + 50) / 5)
     assert found["aAcc"] == pytest.approx(100 * 4 / 6)
 
@@ -85,7 +85,7 @@ def test_images_count_by_their_pixels() -> None:
     small, large = np.zeros((1, 1)), np.zeros((3, 3))
     found = measure([(small, small + 1), (large, large)])
     assert found["aAcc"] == pytest.approx(90.0)
-    assert found["IoU"]["wall"] == pytest.approx(90.0)
+    assert found["IoU_per_class"]["wall"] == pytest.approx(90.0)
 
 
 @pytest.mark.parametrize("names", [NAMES[:1], NAMES])
@@ -99,7 +99,7 @@ def test_nothing_labelled() -> None:
     zeros = np.zeros((2, 2))
     found = measure([(zeros + 255, zeros)])
     assert (found["mIoU"], found["aAcc"]) == (0.0, 0.0)
-    assert set(found["IoU"].values()) == {None}
+    assert set(found["IoU_per_class"].values()) == {None}
 
 
 def test_large_counts_are_exact() -> None:

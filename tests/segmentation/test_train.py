@@ -139,7 +139,7 @@ def test_the_papers_settings_from_data_to_figure(small_ade20k: Path, tmp_path: P
     }
     assert record["protocol"].items() >= wanted.items()
     assert len(record["protocol"]["test_scales"]) == (1 if single_scale else 5)
-    each = record["details"]["IoU"]
+    each = record["details"]["IoU_per_class"]
     assert len(each) == 150
     assert [list(each)[k] for k in (0, 7, 149)] == ["wall", "bed", "flag"]
     assert record["metrics"]["mIoU"] == pytest.approx(sum(value or 0 for value in each.values()) / 150, abs=1e-3)
