@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import NamedTuple, TypedDict
 
 from common import cli
 from common.files import write_json
@@ -27,6 +27,19 @@ class Entry(TypedDict):
     target: float
     better: str  # "lower" or "higher"
     command: str
+
+
+class Benchmark(NamedTuple):
+    """What is measured, its target, which is better, and the measurement: its value, or that and more in words."""
+
+    what: str
+    target: float
+    better: str
+    run: Callable[[], float | tuple[float, str]]
+
+
+class Skipped(Exception):  # noqa: N818  (it is no error)
+    """Why a benchmark cannot be measured on this machine."""
 
 
 def met(entry: Entry) -> bool:
@@ -71,19 +84,34 @@ def write_photos(folder: Path, count: int) -> None:
         crop.save(folder / f"{k:05d}.jpg", quality=95)
 
 
-def parse(module: str, description: str, ids: Sequence[str], argv: Sequence[str] | None) -> Any:
-    """Return the arguments of a room's benchmark: --only ID ... and --json FILE."""
+def run_room(module: str, description: str, benchmarks: Mapping[str, Benchmark], argv: Sequence[str] | None) -> None:
+    """Run a room's command line: measure what --only ID ... names, print the table, write it to --json FILE."""
     parser = cli.Parser(module, description=description)
-    parser.add_argument("--only", nargs="+", type=cli.one_of("benchmark", ids), default=list(ids), metavar="ID")
+    known = cli.one_of("benchmark", benchmarks)
+    parser.add_argument("--only", nargs="+", type=known, default=list(benchmarks), metavar="ID", help="not all of them")
     parser.add_argument("--json", type=Path, help="write the entries to this file")
-    return parser.parse_args(argv)
-
-
-def report(entries: Sequence[Entry], path: Path | None) -> None:
-    """Print the table, and write the entries to `path`."""
+    args = parser.parse_args(argv)
+    entries = measure(module, {name: benchmarks[name] for name in benchmarks if name in args.only})
     print(table(entries), flush=True)
-    if path is not None:
-        write_json(path, list(entries))
+    if args.json is not None:
+        write_json(args.json, list(entries))
+
+
+def measure(module: str, benchmarks: Mapping[str, Benchmark]) -> list[Entry]:
+    """Measure, printing each benchmark as it comes, and say which cannot be."""
+    entries: list[Entry] = []
+    for name, (what, target, better, run) in benchmarks.items():
+        print(f"measuring {name}: {what}", flush=True)
+        try:
+            found = run()
+        except Skipped as reason:
+            print(f"skipped {name}: {reason}", flush=True)
+            continue
+        value, said = found if isinstance(found, tuple) else (found, "")
+        what = f"{what}; {said}" if said else what
+        command = f"python -m {module} --only {name}"
+        entries.append(Entry(id=name, what=what, value=value, target=target, better=better, command=command))
+    return entries
 
 
 def main(argv: Sequence[str] | None = None) -> None:

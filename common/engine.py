@@ -1,5 +1,6 @@
 """mmengine's Runner as all three trainers use it: safe and atomic checkpoints, quiet console, progress."""
 
+import ctypes
 import itertools
 import json
 import logging
@@ -100,6 +101,7 @@ class Runner(MMEngineRunner):
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Start the process group: mmengine's way on GPUs, gloo on CPUs, which mmengine leaves out."""
+        keep_freed_memory()
         if self.distributed and not torch.cuda.is_available() and not is_distributed():
             _start_gloo(self.launcher)
         super().setup_env(env_cfg)
@@ -157,6 +159,20 @@ class Runner(MMEngineRunner):
         options = self.cfg.get("compile")
         if options:
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one; elsewhere, and beside a GPU, do nothing.
+
+    It would go back to the system after every step, and every page of it be faulted in again (a step of GSG on the
+    demo's images took 0.55 s so, and takes 0.48 s).
+    """
+    if torch.cuda.is_available() or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; the latter's highest value
+        mallopt(-1, 2**31 - 1)
+        mallopt(-3, 2**25)
 
 
 def unwrapped(model: nn.Module) -> Any:

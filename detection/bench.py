@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.bench import Entry, parse, report
+from common.bench import Benchmark, Skipped, run_room
 from common.config import load_config, share_batch
 from detection.train import register
 
 CONFIG = Path(__file__).parent / "configs" / "demo" / "voc.py"
 STEPS = 16  # measured, after two that warm up
 REPEATS = 15
-OPS = "detection_nms_ratio", "detection_roi_align_ratio"  # these need mmcv's compiled extension
 
 
 def data_wait() -> tuple[float, str]:
@@ -86,12 +85,14 @@ def op_ratio(name: str, repeats: int = REPEATS, size: int = 1000) -> tuple[float
     """Return the median time of torchvision's operator over that of mmcv's compiled one, taken in turn; and both.
 
     `nms`: 4 * size boxes at IoU 0.7; `roi_align`: size RoIs of 7 x 7 from a map of 200 x 304 with 64 channels,
-    forward and backward.
+    forward and backward. Raises Skipped where mmcv's are not built.
     """
     import torch
 
     from common import openmmlab
 
+    if compiled_ops() is None:
+        raise Skipped("mmcv's compiled operators are not installed; torchvision serves them")
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(4 * size, 2, generator=generator) * 600
     boxes = torch.cat([corners, corners + 8 + torch.rand(4 * size, 2, generator=generator) * 200], 1)
@@ -127,43 +128,28 @@ def _roi_align(forward: Callable[..., Any], backward: Callable[..., Any], image:
     backward(output, rois, argmax, argmax, torch.zeros_like(image), **options)
 
 
-BENCHMARKS: dict[str, tuple[str, float, Callable[[], tuple[float, str]]]] = {
-    "detection_data_wait_percent": (
+BENCHMARKS = {
+    "detection_data_wait_percent": Benchmark(
         "a step's time spent waiting for data, percent (demo: Faster R-CNN, ResNet-18, 4 scenes of 96 pixels)",
         5.0,
+        "lower",
         data_wait,
     ),
-    OPS[0]: ("NMS of 4000 boxes, torchvision's / mmcv's compiled", 1.1, partial(op_ratio, "nms")),
-    OPS[1]: (
+    "detection_nms_ratio": Benchmark(
+        "NMS of 4000 boxes, torchvision's / mmcv's compiled", 1.1, "lower", partial(op_ratio, "nms")
+    ),
+    "detection_roi_align_ratio": Benchmark(
         "RoIAlign of 1000 RoIs, forward and backward, torchvision's / mmcv's compiled",
         1.1,
+        "lower",
         partial(op_ratio, "roi_align"),
     ),
 }
 
 
-def measure_all(only: Sequence[str]) -> list[Entry]:
-    """Measure the benchmarks named in `only`, printing each as it comes, and say which cannot be."""
-    entries: list[Entry] = []
-    for name, (what, target, run) in BENCHMARKS.items():
-        if name not in only:
-            continue
-        if name in OPS and compiled_ops() is None:
-            print(f"skipped {name}: mmcv's compiled operators are not installed; torchvision serves them", flush=True)
-            continue
-        print(f"measuring {name}: {what}", flush=True)
-        value, said = run()
-        command = f"python -m detection.bench --only {name}"
-        entries.append(
-            Entry(id=name, what=f"{what}; {said}", value=value, target=target, better="lower", command=command)
-        )
-    return entries
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write it where asked."""
-    args = parse("detection.bench", __doc__ or "", list(BENCHMARKS), argv)
-    report(measure_all(args.only), args.json)
+    run_room("detection.bench", __doc__ or "", BENCHMARKS, argv)
 
 
 if __name__ == "__main__":

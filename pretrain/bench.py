@@ -29,9 +29,9 @@ import pretrain.loop
 import pretrain.methods
 import pretrain.optim  # noqa: F401  (these register what the configs name)
 from common import cli
-from common.bench import Entry, parse, peak_memory, report
+from common.bench import Benchmark, peak_memory, run_room
 from common.config import load_config, share_batch
-from common.engine import build_runner, set_run
+from common.engine import build_runner, keep_freed_memory, set_run
 from pretrain.bench_views import measure as measure_views
 from pretrain.train import CONFIGS
 from pretrain.views import EpochSampler, MultiView
@@ -69,6 +69,7 @@ DEMO, CIFAR = Shape("demo", 64), Shape("cifar10", 32)
 
 def step_of(shape: Shape, changes: dict[str, Any]) -> Callable[[], Any]:
     """Return a training step (forward, backward, update) of the profile's model with `changes`, on fixed images."""
+    keep_freed_memory()
     torch.manual_seed(0)
     config = shape.config
     model = MODELS.build(config.model | changes).train()
@@ -220,6 +221,7 @@ def our_loop(shape: Shape, root: Path, turn: Turn) -> None:
 
 def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
     """Train with a loop of plain PyTorch on the images in `root`."""
+    keep_freed_memory()
     config = _settings(shape, root)
     torch.manual_seed(0)
     data = config.train_dataloader.dataset
@@ -238,20 +240,8 @@ def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
         turn()
 
 
-def measure_all(only: Sequence[str]) -> list[Entry]:
-    """Measure the benchmarks named in `only`, printing each as it comes."""
-    entries: list[Entry] = []
-    for name, (what, target, better, run) in BENCHMARKS.items():
-        if name in only:
-            print(f"measuring {name}: {what}", flush=True)
-            command = f"python -m pretrain.bench --only {name}"
-            entries.append(Entry(id=name, what=what, value=run(), target=target, better=better, command=command))
-    return entries
-
-
-def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
-    """Return id -> what is measured, target, which is better, and the measurement."""
-    found: dict[str, tuple[str, float, str, Callable[[], float]]] = {}
+def _benchmarks() -> dict[str, Benchmark]:
+    found: dict[str, Benchmark] = {}
     for shape, steps in ((DEMO, 20), (CIFAR, 10)):
         mark = "" if shape is CIFAR else f"_{shape.profile}"  # the plain ids are of the larger shape
         for name, what, target, better, run in (
@@ -266,9 +256,9 @@ def _benchmarks() -> dict[str, tuple[str, float, str, Callable[[], float]]]:
             ("loop_overhead_percent", "a step of our loop over a bare PyTorch loop's, percent more", 3.0, "lower",
              partial(loop_overhead, shape, steps)),
         ):  # fmt: skip
-            found[name + mark] = (f"{what} ({shape.said})", target, better, run)
+            found[name + mark] = Benchmark(f"{what} ({shape.said})", target, better, run)
     what = "views a second, ours / the authors' recipe on PIL images (B.1, JPEGs of 500x375, one worker each)"
-    found["views_per_second_ratio"] = (what, 1.5, "higher", lambda: measure_views()["ratio"])
+    found["views_per_second_ratio"] = Benchmark(what, 1.5, "higher", lambda: measure_views()["ratio"])
     return found
 
 
@@ -277,8 +267,7 @@ BENCHMARKS = _benchmarks()
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write it where asked."""
-    args = parse("pretrain.bench", __doc__ or "", list(BENCHMARKS), argv)
-    report(measure_all(args.only), args.json)
+    run_room("pretrain.bench", __doc__ or "", BENCHMARKS, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common import bench
-from common.bench import Entry, met, table
+from common.bench import Benchmark, Entry, Skipped, met, run_room, table
 from common.cli import UserError
 
 
@@ -55,7 +55,29 @@ def test_every_room_is_measured_and_one_that_fails_loses_nothing(tmp_path, monke
     assert [e["id"] for e in json.loads((tmp_path / "reports/bench.json").read_text())] == ["two"]
 
 
-def test_only_known_benchmarks_are_measured():
-    assert bench.parse("x", "d", ["a", "b"], ["--only", "b"]).only == ["b"]
-    with pytest.raises(UserError, match="unknown benchmark 'c'; known: a, b"):
-        bench.parse("x", "d", ["a", "b"], ["--only", "c"])
+def test_a_room_measures_what_is_asked_for_and_says_what_cannot_be(tmp_path, capsys):
+    def skip():
+        raise Skipped("there is no such thing here")
+
+    benchmarks = {
+        "a": Benchmark("plain", 1.0, "lower", lambda: 0.5),
+        "b": Benchmark("with words", 2.0, "higher", lambda: (3.0, "6 / 2 ms")),
+        "c": Benchmark("none", 1.0, "lower", skip),
+    }
+    run_room("room.bench", "d", benchmarks, ["--json", str(tmp_path / "all.json")])
+    assert json.loads((tmp_path / "all.json").read_text()) == [
+        dict(id="a", what="plain", value=0.5, target=1.0, better="lower", command="python -m room.bench --only a"),
+        dict(
+            id="b",
+            what="with words; 6 / 2 ms",
+            value=3.0,
+            target=2.0,
+            better="higher",
+            command="python -m room.bench --only b",
+        ),
+    ]
+    assert "skipped c: there is no such thing here" in capsys.readouterr().out
+    run_room("room.bench", "d", benchmarks, ["--only", "b"])
+    assert "measuring a" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown benchmark 'z'; known: a, b, c"):
+        run_room("room.bench", "d", benchmarks, ["--only", "z"])
