@@ -120,7 +120,7 @@ figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each 
 report: $(SETUP) ## one static page of tables, figures, curves and the record of every number
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
 
-bench: $(SETUP) ## what GSG, the loop and the views cost, as ratios: one table, and reports/bench.json
+bench: $(SETUP) ## speed and memory as ratios within one run, with targets: one table, and reports/bench.json
 	@$(PYTHON) -m common.bench $(ARGS)
 
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
