@@ -136,6 +136,16 @@ def of_run(place: Place) -> tuple[dict, list, dict, dict]:
     return weights, lines, record["metrics"], record["details"]
 
 
+@pytest.fixture
+def one_thread():
+    """Sums depend on how many threads share them: the process that is killed has one, and so have the others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(paper: Place, tmp_path: Path) -> None:
     """SIGKILL, with two workers, random flips and sizes, batches by shape, and random samples of anchors and RoIs."""
     options = (*paper_options("voc", iterations=5), "default_hooks.checkpoint.interval=2", *NARROW)
