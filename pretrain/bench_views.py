@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.config import Config
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from common.bench import write_photos
+from common.config import load_config
 from common.data import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.views import EpochSampler, MultiView
 
@@ -67,7 +67,7 @@ def reference_loader(root: Path) -> DataLoader:
 
 def our_loader(root: Path) -> DataLoader:
     """Return a loader of B.1 as the config of ImageNet states it."""
-    augmentation = Config.fromfile(CONFIG).train_dataloader.dataset.augmentation
+    augmentation = load_config(CONFIG, data=root).train_dataloader.dataset.augmentation
     data = MultiView(dict(name="folder", root=str(root), split="train"), augmentation)
     return DataLoader(data, BATCH, sampler=EpochSampler(data), num_workers=1, persistent_workers=True)
 
