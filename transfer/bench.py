@@ -9,8 +9,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +99,15 @@ def in_float64(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def our_sweep(x: np.ndarray, y: np.ndarray, problem: Problem, weight_decays: Sequence[float] = WEIGHT_DECAYS) -> float:
     """Return the test accuracy as `transfer.sweep` finds it."""
     both, test = Part(x[: problem.n], y[: problem.n]), Part(x[problem.n :], y[problem.n :])
-    return sweep(both, *problem.rows, test, "accuracy", weight_decays).test
+    with silence():
+        return sweep(both, *problem.rows, test, "accuracy", weight_decays).test
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Let bars be written, but not shown."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+        yield
 
 
 @cache
@@ -172,7 +180,7 @@ def our_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any, cache:
     from common.features import extract_features
 
     workers = min(16, len(os.sched_getaffinity(0)))
-    with open(os.devnull, "w") as silence, redirect_stderr(silence), redirect_stdout(silence):
+    with silence():
         return [extract_features(checkpoint, images, transform, cache, workers=workers).x for images in parts]
 
 
@@ -208,7 +216,7 @@ def sweep_memory(ours: bool, folder: str, y: np.ndarray, problem: Problem) -> in
 
     every, both, test = (np.load(Path(folder) / f"{name}.npy", mmap_mode="c") for name in ("all", "both", "test"))
     few, before = WEIGHT_DECAYS[36:39], peak_memory()  # strong ones take few iterations, and the same memory
-    with threadpool_limits(2):
+    with threadpool_limits(2), silence():
         if ours:
             sweep(Part(both, y[: problem.n]), *problem.rows, Part(test, y[problem.n :]), "accuracy", few)
         else:
