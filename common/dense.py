@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
+from os.path import relpath  # for data sets beside the data root, too
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,13 +239,13 @@ def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
     a listed file that is not there: better now than after hours of training.
     """
     files = {Path(d.data_root) / d.ann_file for d in datasets(config) if d.get("ann_file")}
-    entries = [f"{file.relative_to(data)}:{sha256_of_file(file)}" for file in sorted(files)]
+    entries = [f"{relpath(file, data)}:{sha256_of_file(file)}" for file in sorted(files)]
     for dataset in listed:
         for index in range(len(dataset)):
             info = dataset.get_data_info(index)
             for path in (Path(info[key]) for key in ("img_path", "xml_path", "seg_map_path") if info.get(key)):
                 try:
-                    entries.append(f"{path.relative_to(data)}:{path.stat().st_size}")
+                    entries.append(f"{relpath(path, data)}:{path.stat().st_size}")
                 except FileNotFoundError:
                     raise cli.UserError(f"{path} is listed but missing; restore the data set") from None
     return sha256_of_text(*entries)
