@@ -58,7 +58,6 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)  # config overrides that the variant means
     # Checks a data set of the config before training; the folder is for what common.preflight remembers.
     preflight: Callable[[ConfigDict, Path], None] = lambda dataset, cache: None
-    before_test: Callable[["Runner"], None] = lambda runner: None
     facts: Callable[[Config], dict[str, Any]] = lambda config: {}  # what else the record's protocol says
     # From all that the evaluator found to the record's `details`, such as the value of each class.
     details: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: {}
@@ -127,7 +126,6 @@ def _evaluate(
     fingerprint = data_fingerprint(args.data, config, train, test)
     with_config_mistakes_named(runner.train)
     save_weights(runner, settings=settings)
-    task.before_test(runner)
     try:
         with redirect_stdout(StringIO()):
             found = runner.test_loop.run()
