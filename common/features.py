@@ -7,7 +7,6 @@ import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from common.backbones import feature_dim
 from common.checkpoint import Checkpoint
 from common.data import LabelledImages, Transformed
-from common.files import publish, sha256_of_text
+from common.files import alone, publish, sha256_of_text
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -58,7 +57,7 @@ def extract_features(
     key = sha256_of_text(checkpoint.sha256, checkpoint.arch, images.fingerprint, state, repr(transform), amp or "")
     path = cache / f"{images.name}-{key[:16]}.npy"
     if not path.is_file():
-        with _alone(path):
+        with alone(path):
             if not path.is_file():
                 _extract(checkpoint, images, transform, path, batch_size, workers, amp)
     return Features(np.load(path, mmap_mode="c"), images.labels, images.fingerprint)
@@ -72,24 +71,6 @@ def pick_device() -> torch.device:
 def pick_devices() -> list[torch.device]:
     """Return every GPU that this process sees (CUDA_VISIBLE_DEVICES), else the CPU."""
     return [torch.device("cuda", k) for k in range(torch.cuda.device_count())] or [torch.device("cpu")]
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, which the system releases when its holder dies; wait while another process has it."""
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.stem}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"waiting for another process that makes {path}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes and content hashes."""
+"""Files that are either whole or absent: atomic writes, locks among processes and content hashes."""
 
 import hashlib
 import json
@@ -44,6 +44,24 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> 
     """Call `write(temporary)` and move the file it wrote to `path`, atomically."""
     with atomic_path(path) as temporary:
         write(temporary)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, which the system releases when its holder dies; wait while another process has it."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.stem}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that makes {path}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

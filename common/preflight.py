@@ -1,10 +1,8 @@
 """The check of a whole data set before hours of training, done once: its outcome is kept under `runs/checked/`."""
 
-import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.files import sha256_of_text, write_json
+from common.files import alone, sha256_of_text, write_json
 
 T = TypeVar("T")
 THREADS = 8  # most of the time goes into waiting for files
@@ -37,7 +35,7 @@ def check_once(
     done = cache / f"{name}-{key[:16]}.json"
     if done.is_file():
         return
-    with _alone(cache / f"{name}.lock"):
+    with alone(done):
         if done.is_file():
             return
         todo = items()
@@ -82,12 +80,3 @@ def _state(file: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"{file} is listed but missing; restore the data set") from None
     return f"{file}:{status.st_size}:{status.st_mtime_ns}"
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -6,11 +6,14 @@ optimum as it is:
 
 - features minus their mean: the intercept is free, so the weights are the same, and the problem is far better
   conditioned (in float64 every fit then converges within 100 iterations, where upstream's often does not);
-- warm starts from strong to weak decay, in float32. The first starts from its first-order solution: losses there
-  differ by less than float32 resolves. A fit whose line search fails all the same is made again in float64;
-- independent paths side by side, each with its share of the BLAS threads; the features exist once.
+- one path from strong to weak decay, where W is nearly linear in log(decay): a fit starts where the last two point
+  to, the first from its first-order solution. Paths side by side over parts of the grid measure slower;
+- float32, and an end where its losses no longer resolve a step: the gradient's largest entry is below BALANCE of
+  the penalty's. A fit whose line search fails all the same is made again in float64;
+- BLAS threads in the products alone: SciPy's, in L-BFGS's own steps, would wait for NumPy's. The features exist once.
 """
 
+import math
 import mmap
 import os
 import sys
@@ -34,17 +37,17 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # for torch tensors; SciPy reads 
 WEIGHT_DECAYS = tuple(float(w) for w in np.logspace(-6, 5, 45))
 MAX_ITER = 100  # scikit-learn's default, and upstream's
 TOL = 1e-4
-PATHS = 2  # over interleaved weight decays; fixed, so that a result does not depend on the number of cores
-SMALL = 64 * 2**20  # bytes of features below which BLAS threads cost more than they bring
+BALANCE = 0.02  # of the penalty's gradient: about what float32 losses resolve
 SMALL_GAIN = 0.02  # of the mean loss, so small that the first-order solution is near the optimum
 CHUNK = 128  # rows read or scored at a time: a page that is touched brings its neighbours into memory
 NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged or diverged; pretrain again"
 
 # Everything here that a result depends on besides its data: part of a record's config_sha256.
 SETTINGS = (
-    f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n, features minus "
-    f"their mean, float32, first-order start, {PATHS} paths from strong to weak decay (multi-label: a path a class), "
-    "highest validation metric (ties: larger C), refit on train + val from the chosen fit"
+    f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n or {BALANCE} of "
+    "the penalty's gradient, features minus their mean, float32, from strong to weak decay (multi-label: each class), "
+    "first-order start, then from where the last two fits point to, highest validation metric (ties: larger C), "
+    "refit on train + val from the chosen or the last close fit on"
 )
 
 
@@ -89,12 +92,16 @@ class Outcome:
 
 @dataclass
 class Fit:
-    """A classifier: `weight` (K, D), `bias` (K,), the solver's `iterations`, and whether it `converged`."""
+    """A classifier: `weight` (K, D), `bias` (K,), the solver's `iterations`, and whether it `converged`.
+
+    `close`: the bound on the gradient was BALANCE's. At weaker decays TOL is looser, and lets W depend on its start.
+    """
 
     weight: Any
     bias: Any
     iterations: int
     converged: bool
+    close: bool
 
     def scores(self, x: Any) -> np.ndarray:
         """Return the decision values (N, K) of features (N, D)."""
@@ -130,37 +137,55 @@ def problems_of(y: np.ndarray) -> list[Problem]:
 
 
 class Path:
-    """Fits of one problem, each from the one before: labels `y` (N,), `binary` if they are 0 and 1."""
+    """Fits of one problem, each from those before: labels `y` (N,), `binary` if they are 0 and 1."""
 
     def __init__(self, x: Any, y: Any, binary: bool, start: Fit | None = None) -> None:
         from sklearn.linear_model import LogisticRegression
 
         self._x, self._y, self._binary = x, y, binary
-        # tol bounds the mean gradient where upstream's bounded the sum, hence the division by n.
-        self._estimator = LogisticRegression(max_iter=MAX_ITER, warm_start=True, tol=TOL / len(y))
+        self._estimator = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+        self._last: list[tuple[float, Any, Any]] = []  # log(weight decay), weight and bias of the last two fits
         if start is not None:
             self._estimator.coef_, self._estimator.intercept_ = start.weight, start.bias
 
     def fit(self, weight_decay: float) -> Fit:
-        """Minimise the summed loss + weight_decay / 2 * |W|^2 over the linear classifier W."""
+        """Minimise the summed loss + weight_decay / 2 * |W|^2 over the linear classifier W.
+
+        Ends where no entry of the gradient is above TOL (upstream's bound) or BALANCE times the largest entry of the
+        penalty's. As the curvature is the penalty's at least, that bounds W's distance from the optimum likewise.
+        """
         estimator = self._estimator.set_params(C=inverse(weight_decay, self._binary))
-        if not hasattr(estimator, "coef_"):
-            self._start(estimator.C)
+        self._start(weight_decay)
+        # scikit-learn's tol bounds the mean gradient where upstream's bounded the sum, hence the division by n.
+        balance = BALANCE * float(abs(estimator.coef_).max()) / estimator.C
+        estimator.set_params(tol=max(TOL, balance) / len(self._y))
         converged = self._converges(self._x)
         if not converged and int(estimator.n_iter_[0]) < MAX_ITER and str(self._x.dtype).endswith("float32"):
             # The line search found no lower loss: in float32 the losses differ by less than their rounding.
             converged = self._converges(self._x.astype(np.float64) if _is_numpy(self._x) else self._x.double())
         solution = (estimator.coef_, estimator.intercept_)
         weight, bias = (a.astype(np.float32) if _is_numpy(a) else a.float() for a in solution)
-        return Fit(weight, bias, int(estimator.n_iter_[0]), converged)
+        self._last = [*self._last[-1:], (math.log(weight_decay), weight, bias)]
+        return Fit(weight, bias, int(estimator.n_iter_[0]), converged, balance > TOL)
 
-    def _start(self, c: float) -> None:
+    def _start(self, weight_decay: float) -> None:
+        """Set the estimator's weights to where this fit begins."""
+        estimator = self._estimator
+        if len(self._last) == 2:
+            (before, *earlier), (last, *later) = self._last
+            ahead = (math.log(weight_decay) - last) / (last - before)
+            estimator.coef_, estimator.intercept_ = (b + ahead * (b - a) for a, b in zip(earlier, later, strict=True))
+        elif not hasattr(estimator, "coef_"):
+            self._first_order(estimator.C)
+
+    def _first_order(self, c: float) -> None:
         """Set the weights to the optimum's first-order term in C, -C times the gradient at zero, where C is small."""
         x, y = self._x, self._y if _is_numpy(self._y) else self._y.cpu().numpy()
         classes, counts = np.unique(y, return_counts=True)
         prior = counts / len(y)
-        residual = (np.eye(len(classes))[np.searchsorted(classes, y)] - prior).astype(np.float32)
-        intercept = np.log(prior).astype(np.float32)
+        residual: Any = np.tile(-prior.astype(np.float32), (len(y), 1))
+        residual[np.arange(len(y)), np.searchsorted(classes, y)] += 1
+        intercept: Any = np.log(prior).astype(np.float32)
         if self._binary:
             residual, intercept = residual[:, 1:], intercept[1:] - intercept[:1]
         if not _is_numpy(x):
@@ -232,6 +257,9 @@ def sweep(
 ) -> Outcome:
     """Fit on `train` for every weight decay, choose on `val`, refit on both, score `test`.
 
+    The refit starts from the chosen fit or, where that may remember its own start, from the last close one, and goes
+    on along the path: at weak decays the weights of the smaller set pass TOL, a point or more from the optimum.
+
     `train` and `val` are the rows of `both`; `metric` is a key of `transfer.metrics.METRICS`: mAP11 takes
     multi-label data, the others single labels. The higher metric wins, at equality the larger C. The labels must
     have passed `check_labels`. Features are copied once, as float32 on `device` (torch's name of it). Raises
@@ -248,15 +276,12 @@ def sweep(
 
         x = torch.as_tensor(x, device=device)
     problems = problems_of(y)
-    grids = [weight_decays] if multilabel else [weight_decays[k::PATHS] for k in range(PATHS)]
-    jobs = [(problem, grid[::-1]) for problem in problems for grid in grids if grid]
     score = METRICS[metric]
 
-    def path(job: tuple[Problem, list[float]]) -> dict[float, Fit]:
-        problem, grid = job
+    def path(problem: Problem) -> dict[float, Fit]:
         one = Path(x[:n], problem.on(x)[:n], problem.binary)
         fits: dict[float, Fit] = {}
-        for weight_decay in grid:
+        for weight_decay in weight_decays[::-1]:
             if stop.is_set():
                 break
             fits[weight_decay] = one.fit(weight_decay)
@@ -266,27 +291,29 @@ def sweep(
             bar.update()
         return fits
 
+    def refit(job: tuple[Problem, dict[float, Fit]]) -> list[Fit]:
+        problem, fits = job
+        begin = max(chosen, _last_close(fits))
+        one = Path(x, problem.on(x), problem.binary, start=fits[begin])
+        return [one.fit(weight_decay) for weight_decay in weight_decays[::-1] if chosen <= weight_decay <= begin]
+
     reached: dict[float, float] = {}
     cores, stop = _cores(), threading.Event()
-    workers = min(len(jobs), cores if device == "cpu" else PATHS)
-    with noting_convergence(), _threads(cores, workers, x), _bar(len(weight_decays) * len(problems)) as bar:
-        found = _in_threads(path, jobs, workers, stop)
-        fits = {wd: [paths[wd] for paths in found if wd in paths] for wd in weight_decays}
+    workers = min(len(problems), cores if device == "cpu" else 2)  # on a GPU, one steps while the other multiplies
+    with noting_convergence(), _threads(cores if workers == 1 else 1), _bar(len(weight_decays) * len(problems)) as bar:
+        found = _in_threads(path, problems, workers, stop)
+        fits = {wd: [path[wd] for path in found] for wd in weight_decays}
         if multilabel:
             for wd, of_class in fits.items():
                 reached[wd] = score(y[n:], np.concatenate([fit.scores(x[n:]) for fit in of_class], axis=1))
         chosen = max(weight_decays, key=lambda wd: (reached[wd], -wd))
-        refits = _in_threads(
-            lambda job: Path(x, job[0].on(x), job[0].binary, job[1]).fit(chosen),
-            list(zip(problems, fits[chosen], strict=True)),
-            workers,
-            stop,
-        )
-    scores = np.concatenate([_scores(test.x, mean, refit) for refit in refits], axis=1)
+        bar.set_description("refit")
+        refits = _in_threads(refit, list(zip(problems, found, strict=True)), workers, stop)
+    scores = np.concatenate([_scores(test.x, mean, path[-1]) for path in refits], axis=1)
     scores = problems[0].columns(scores) if not multilabel else scores
     if not np.isfinite(scores).all():
         raise UserError(NOT_FINITE)
-    every = [fit for of_class in fits.values() for fit in of_class] + refits
+    every = [fit for of_class in (*fits.values(), *refits) for fit in of_class]
     return Outcome(
         weight_decay=chosen,
         c=inverse(chosen, problems[0].binary),
@@ -294,8 +321,8 @@ def sweep(
         test=score(test.y, scores),
         fits=len(every),
         unconverged=sum(not fit.converged for fit in every),
-        winner_converged=all(fit.converged for fit in (*fits[chosen], *refits)),
-        refit_iterations=sum(fit.iterations for fit in refits),
+        winner_converged=all(fit.converged for fit in (*fits[chosen], *(path[-1] for path in refits))),
+        refit_iterations=sum(fit.iterations for path in refits for fit in path),
         weight_decays=list(weight_decays),
         cs=[inverse(wd, problems[0].binary) for wd in weight_decays],
         val=[reached[wd] for wd in weight_decays],
@@ -306,10 +333,14 @@ def sweep(
     )
 
 
-def read_chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the rows of `x` in chunks with their places; of a memory-mapped file, no page stays in memory."""
+def read_chunks(x: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the rows of `x` in chunks with their places among `rows`, in the order of `x`.
+
+    Of a memory-mapped file, no page stays in memory; scattered rows would map up to 2 MiB each.
+    """
+    order = np.argsort(rows, kind="stable")
     for start in range(0, len(rows), CHUNK):
-        place = slice(start, start + CHUNK)
+        place = order[start : start + CHUNK]
         if isinstance(x, np.memmap) and isinstance(x.base, mmap.mmap):  # a whole file: a map of its own a chunk
             mapped: np.ndarray = np.memmap(x.filename, x.dtype, "r", x.offset, x.shape)
             yield place, mapped[rows[place]]
@@ -329,7 +360,7 @@ def _mean(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     result = np.empty((len(rows), x.shape[1]), dtype=np.float32)
     for place, chunk in read_chunks(x, rows):
-        np.subtract(chunk, mean, out=result[place])
+        result[place] = chunk - mean
     if not np.isfinite(result.sum()):
         raise UserError(NOT_FINITE)
     return result
@@ -342,14 +373,20 @@ def _scores(x: np.ndarray, mean: np.ndarray, fit: Fit) -> np.ndarray:
 
 
 def _forget_losers(fits: dict[float, Fit], reached: dict[float, float]) -> None:
-    """Keep the weights of a path's best fit alone: those of many classes are large."""
+    """Keep the weights alone that the refit may start from: those of many classes are large."""
     best = max(fits, key=lambda weight_decay: (reached[weight_decay], -weight_decay))
     for weight_decay, fit in fits.items():
-        if weight_decay != best:
+        if weight_decay not in (best, _last_close(fits)):
             fit.weight = fit.bias = None
 
 
+def _last_close(fits: dict[float, Fit]) -> float:
+    return min((weight_decay for weight_decay, fit in fits.items() if fit.close), default=max(fits))
+
+
 def _in_threads(do: Callable[[Any], Any], jobs: Sequence[Any], workers: int, stop: threading.Event) -> list[Any]:
+    if workers == 1:  # no thread, whose memory would not serve the next
+        return [do(job) for job in jobs]
     with ThreadPoolExecutor(workers) as pool:
         try:
             return list(pool.map(do, jobs))
@@ -366,11 +403,15 @@ def _cores() -> int:
     return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
 
 
-def _threads(cores: int, workers: int, x: Any) -> AbstractContextManager[Any]:
-    """Share the cores among the workers: SciPy's and NumPy's BLAS each have threads of their own."""
-    from threadpoolctl import threadpool_limits
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Let BLAS use so many threads, but SciPy's own library, if it has one, a single one."""
+    from threadpoolctl import ThreadpoolController
 
-    return threadpool_limits(1 if x.nbytes < SMALL else max(1, cores // workers))
+    blas = ThreadpoolController().select(user_api="blas")
+    scipys = [library.filepath for library in blas.lib_controllers if "scipy.libs" in library.filepath]
+    with blas.limit(limits=threads), blas.select(filepath=scipys).limit(limits=1):
+        yield
 
 
 def _bar(fits: int) -> Any:

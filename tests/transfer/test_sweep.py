@@ -57,7 +57,7 @@ def test_grid_is_the_papers():
 def test_separable_classes_are_learnt():
     outcome = sweep(*split(60, 30, 45), "accuracy")
     assert outcome.test == outcome.validation == 100
-    assert outcome.fits == 46
+    assert outcome.fits > 46  # the winner's decay is so weak that the refit follows the path to it
     # The first of the grid is already perfect, and later equals do not replace it.
     assert outcome.weight_decay == WEIGHT_DECAYS[0]
     assert outcome.c == pytest.approx(1e6)
@@ -177,7 +177,8 @@ def test_unconverged_fits_are_counted_and_silent(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outcome = sweep(*split(90, 45, 60, spread=3.0), "accuracy", [1e-6, 1e-5, 1e5])
-    assert outcome.unconverged == len([c for c in outcome.converged if not c]) + (not outcome.winner_converged)
+    assert outcome.fits == 3 + 3  # the refit follows the path from the one close fit
+    assert outcome.unconverged == sum(not converged for converged in outcome.converged) + 3
     assert not outcome.winner_converged
     assert max(outcome.iterations) == 3
     assert not any(outcome.converged[:2])
@@ -227,7 +228,7 @@ def test_an_interrupt_stops_the_other_paths(monkeypatch):
 
     def fit(self, wd):
         fits.append(wd)
-        if wd == WEIGHT_DECAYS[-1]:
+        if len(fits) == 1:
             time.sleep(0.2)
             raise KeyboardInterrupt
         time.sleep(0.1)
@@ -237,8 +238,30 @@ def test_an_interrupt_stops_the_other_paths(monkeypatch):
     monkeypatch.setattr(Path, "fit", fit)
     monkeypatch.setattr(module, "_cores", lambda: 2)
     with pytest.raises(KeyboardInterrupt):
-        sweep(*split(30, 15, 15), "accuracy")
-    assert len(fits) < 10
+        sweep(*split(30, 15, 15, multilabel=True), "mAP11")
+    assert 1 < len(fits) < 10
+
+
+def test_blas_multiplies_in_all_cores_and_steps_in_one(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    def threads():
+        return {
+            "scipy.libs" in lib["filepath"]: lib["num_threads"] for lib in threadpool_info() if "openblas" in str(lib)
+        }
+
+    seen = []
+    fit = Path.fit
+    monkeypatch.setattr(Path, "fit", lambda self, wd: (seen.append(threads()), fit(self, wd))[1])
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    before = threads()
+    if not before.get(True):
+        pytest.skip("SciPy has no BLAS of its own here")
+    sweep(*split(12, 6, 9), "accuracy", [1.0])
+    sweep(*split(30, 15, 15, multilabel=True), "mAP11", [1.0])
+    assert seen[:2] == [{True: 1, False: 2}] * 2  # train, train + val
+    assert seen[2:] == [{True: 1, False: 1}] * 6
+    assert threads() == before
 
 
 @given(st.integers(0, 1000), st.floats(-2, 3))
@@ -254,6 +277,71 @@ def test_a_path_ends_where_a_fit_from_zero_does(seed, log_wd):
     alone = LogisticRegression(C=1 / wd, tol=1e-10, max_iter=10_000).fit(part.x.astype(np.float64), part.y)
     want = alone.decision_function(part.x)
     np.testing.assert_allclose(found - found.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
+
+
+def hard(n=400, k=5, dim=60):
+    """Return train and val in float32, each of half the rows, that weak decay overfits."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % k
+    x = (rng.standard_normal((k, dim))[y] + 2.5 * rng.standard_normal((n, dim))) * np.arange(1, dim + 1) ** -0.5
+    return Part(x.astype(np.float32), y), np.arange(0, n, 2), np.arange(1, n, 2)
+
+
+def evaluations(monkeypatch):
+    """Return a list that gets the number of function evaluations of every fit from now on."""
+    from scipy import optimize
+
+    found, minimize = [], optimize.minimize
+
+    def counting(*args, **kwargs):
+        result = minimize(*args, **kwargs)
+        found.append(result.nfev)
+        return result
+
+    monkeypatch.setattr(optimize, "minimize", counting)
+    return found
+
+
+def test_a_fit_starts_where_the_last_two_point_to(monkeypatch):
+    both, train, _ = hard()
+    x, y = both.x[train] - both.x[train].mean(0), both.y[train]
+    grid, counted = WEIGHT_DECAYS[::-1], evaluations(monkeypatch)
+    with noting_convergence():
+        path = Path(x, y, binary=False)
+        ours = [path.fit(wd) for wd in grid]
+        ahead = sum(counted)
+        counted.clear()
+        last = None
+        for wd in grid:
+            last = Path(x, y, binary=False, start=last).fit(wd)
+    assert ahead < 0.7 * sum(counted), (ahead, sum(counted))
+    # The grid's steps are equal; where they are not, the step ahead is in proportion.
+    path._last = [(np.log(4.0), np.ones((5, 60)), np.zeros(5)), (np.log(2.0), np.full((5, 60), 2.0), np.ones(5))]
+    path._start(0.5)
+    assert path._estimator.coef_ == pytest.approx(4)
+    assert path._estimator.intercept_ == pytest.approx(3)
+    assert [fit.close for fit in ours] == sorted((fit.close for fit in ours), reverse=True)  # strong decays' are
+    assert ours[0].close
+    assert not ours[-1].close
+
+
+@pytest.mark.parametrize("wd", [1e-6, 1e-3, 1.0])
+def test_the_refit_does_not_remember_the_smaller_set(wd, monkeypatch):
+    """Its scores are those of a fit to the end in float64, also where TOL lets many weights pass."""
+    both, train, val = hard()
+    scored = []
+    monkeypatch.setitem(
+        module.METRICS, "accuracy", lambda y, scores: (scored.append(scores), 100.0 * (len(y) == 200))[1]
+    )
+    grid = [decay for decay in WEIGHT_DECAYS if decay >= wd]
+    outcome = sweep(both, train, val, both, "accuracy", grid)  # every decay is as good: the weakest is chosen
+    assert outcome.weight_decay == grid[0]
+    mean = both.x.mean(0, dtype=np.float64)
+    exact = LogisticRegression(C=1 / grid[0], tol=1e-13, max_iter=100_000).fit(both.x - mean, both.y)
+    want = exact.decision_function(both.x - mean)
+    found = scored[-1] - scored[-1].mean(1, keepdims=True)
+    want -= want.mean(1, keepdims=True)
+    assert np.abs(found - want).max() < 0.05 * np.abs(want).max()
 
 
 ARRAY_API = """
