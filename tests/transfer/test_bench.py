@@ -49,9 +49,8 @@ def test_the_sweeps_are_measured_once_in_a_run(narrow, monkeypatch):
     bench.sweeps.cache_clear()
 
 
-def test_memory_is_that_of_a_process_of_its_own(narrow, monkeypatch):
-    monkeypatch.setattr(bench, "LARGE", (9000, 3000))
-    assert 0 < bench.memory_ratio(SMALL) < 2
+def test_memory_is_that_of_a_process_of_its_own(narrow):
+    assert 0 < bench.memory_ratio(SMALL._replace(n=9000, test=3000)) < 2
 
 
 def test_float64_rows_are_the_rows(tmp_path):
