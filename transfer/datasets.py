@@ -105,8 +105,7 @@ def load(name: str, data: Path, split_file: Path | None = None, *, any_size: boo
     ):
         if published is not None and has != published and not any_size:
             raise UserError(
-                f"data set {name} has {has} {what}, not {published}: it is not the published one; "
-                f"{_remedy(name, data)}, or take a smaller copy as it is with ARGS=--any-size"
+                f"data set {name} has {has} {what}, not {published}: it is not the published one; {_remedy(name, data)}"
             )
     return found
 

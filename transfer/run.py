@@ -27,17 +27,19 @@ from transfer.datasets import DATASETS, Recognition, known, load, read_split, su
 from transfer.sweep import SETTINGS, Outcome, Part, check_labels, sweep
 
 MODULE = "transfer.run"
+ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
 LEASE = 60.0  # seconds without a sign of life after which another machine takes a job over
 POLL = 2.0  # seconds between looks at the jobs of others
 
 
 @dataclass(frozen=True)
 class Job:
-    """One checkpoint on one data set."""
+    """One checkpoint on one data set, which may be a copy of `any_size`."""
 
     subject: Subject
     dataset: str
     key: RecordKey
+    any_size: bool = False
 
     @property
     def title(self) -> str:
@@ -58,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--split-file", type=Path, help="JSON lists of caltech101's train and test images, to use instead"
     )
-    parser.add_argument("--any-size", action="store_true", help="accept copies that are not of the published size")
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision features")
     parser.add_argument("--workers", type=int, help="processes that read images (default: the cores, at most 16)")
     parser.add_argument(
@@ -72,17 +73,14 @@ def main(argv: list[str] | None = None) -> None:
         _check_split_file(args.split_file, names)
     if args.workers is None:
         args.workers = 0 if args.profile == "demo" else min(16, len(os.sched_getaffinity(0)))
-    variant = _variant(args)
-    jobs = [
-        Job(subject, name, RecordKey(args.profile, "recognition", subject.name, name, args.seed, variant))
-        for subject in cli.subjects(args)
-        for name in names
-    ]
+    pairs = [(subject, name) for subject in cli.subjects(args) for name in names]
     if args.job is not None:
-        if not 0 <= args.job < len(jobs):
-            raise UserError(f"--job {args.job} is not one of the {len(jobs)} jobs, 0 to {len(jobs) - 1}")
-        jobs = [jobs[args.job]]
+        if not 0 <= args.job < len(pairs):
+            raise UserError(f"--job {args.job} is not one of the {len(pairs)} jobs, 0 to {len(pairs) - 1}")
+        pairs = [pairs[args.job]]
     cli.announce(MODULE, args, runs=args.runs)
+    other = {name for name in dict.fromkeys(name for _, name in pairs) if _is_of_other_size(name, pairs, args)}
+    jobs = [Job(subject, name, _key(subject, name, args, name in other), name in other) for subject, name in pairs]
     if args.launcher == "slurm":
         _submit(jobs, args, argv)
     elif len(jobs) == 1:
@@ -95,14 +93,31 @@ def evaluate(job: Job, args: argparse.Namespace) -> None:
     """Leave the record of one job, unless it is there."""
     run = start_run(job.key, job.subject, config_sha256=_settings(job, args), results=args.results)
     if run is not None:
-        _evaluate(run, job.subject, args)
+        _evaluate(run, job, args)
 
 
-def _variant(args: argparse.Namespace) -> str | None:
-    """Return what marks records as never to be mistaken for, nor tabled with, those of the protocol's own data."""
+def _key(subject: Subject, name: str, args: argparse.Namespace, any_size: bool = False) -> RecordKey:
+    """Return a record's name. Its variant keeps it from being mistaken for, or tabled with, the protocol's own."""
     split = None if args.split_file is None else f"split-{sha256_of_file(args.split_file)[:8]}"
-    words = [split, "any-size" if args.any_size else None, args.amp]
-    return "-".join(word for word in words if word) or None
+    words = [split, ANY_SIZE if any_size else None, args.amp]
+    variant = "-".join(word for word in words if word) or None
+    return RecordKey(args.profile, "recognition", subject.name, name, args.seed, variant)
+
+
+def _is_of_other_size(name: str, pairs: Sequence[tuple[Subject, str]], args: argparse.Namespace) -> bool:
+    """Whether a data set is whole but not of the published size, after saying so. What is wrong else, its job says."""
+    if all(_key(subject, name, args).path(args.results).is_file() for subject, of in pairs if of == name):
+        return False
+    try:
+        load(name, args.data, args.split_file)
+    except Exception as error:
+        try:
+            load(name, args.data, args.split_file, any_size=True)
+        except Exception:
+            return False
+        print(f"warning: {cli.last_line(error)}; until then its records are of the variant {ANY_SIZE}", flush=True)
+        return True
+    return False
 
 
 def _settings(job: Job, args: argparse.Namespace) -> str:
@@ -110,15 +125,15 @@ def _settings(job: Job, args: argparse.Namespace) -> str:
     return sha256_of_text(SETTINGS, DATASETS[job.dataset].settings, *split, *([args.amp] if args.amp else []))
 
 
-def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
+def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     # These bring torch, which a run that is already done need not wait for.
     from common.checkpoint import load_checkpoint
     from common.data import evaluation_transform
     from common.features import extract_features, pick_device
 
     spec = DATASETS[run.key.dataset]
-    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
-    found = load(run.key.dataset, args.data, args.split_file, any_size=args.any_size)
+    checkpoint = load_checkpoint(job.subject.path, make_it=job.subject.make_it)
+    found = load(run.key.dataset, args.data, args.split_file, any_size=job.any_size)
     train, val, classes = found.train, found.val, found.both.classes
     labels = found.both.labels
     check_labels(classes, train=labels[train], val=labels[val], both=labels, test=found.test.labels)
@@ -153,7 +168,7 @@ def _evaluate(run: Run, subject: Subject, args: argparse.Namespace) -> None:
             "resize": spec.resize,
             "splits": spec.splits,
             "amp": args.amp,
-            "any_size": args.any_size,
+            "any_size": job.any_size,
             **split,
         },
         data_fingerprint=sha256_of_text(both.fingerprint, str(val.tolist()), test.fingerprint),
@@ -292,6 +307,8 @@ def _conclude(jobs: Sequence[Job], failed: Mapping[Job, str], args: argparse.Nam
         rows.append((name, *(cells[name, dataset] for dataset in rows[0][1:])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
+    if small := [dataset for dataset in rows[0][1:] if any(job.any_size and job.dataset == dataset for job in jobs)]:
+        print(f"not of the published size, and of the variant {ANY_SIZE}: {', '.join(small)}")
     for row in rows:
         cells_of_row = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells_of_row]), flush=True)

@@ -1,6 +1,6 @@
 """Small copies of the eleven data sets in their official layouts, each with every class in train, val and test.
 
-python -m tests.transfer.small FOLDER && make transfer-all PROFILE=imagenet DATA=FOLDER ARGS=--any-size ...
+python -m tests.transfer.small FOLDER && make transfer-all PROFILE=imagenet DATA=FOLDER ...
 """
 
 import json
