@@ -31,6 +31,10 @@ CALTECH_PER_CLASS = 30
 THREE = ("train", "val", "test")
 
 
+class NotPublishedError(UserError):
+    """A data set that is all there, but not the published one: of another size, or with lists of another checksum."""
+
+
 @dataclass(frozen=True)
 class Recognition:
     """A data set as the protocol uses it: `both` is train and val, `val` the indices of val in it."""
@@ -85,7 +89,7 @@ def suite(profile: str) -> list[str]:
 
 
 def load(name: str, data: Path, split_file: Path | None = None, *, any_size: bool = False) -> Recognition:
-    """Read a data set. Raises UserError naming what is missing, or classes or a split without the published size.
+    """Read a data set. Raises UserError naming what is missing, NotPublishedError what has not the published size.
 
     `split_file` replaces the split of a data set whose split is drawn; see `read_split`. Its sizes are free.
     `any_size` takes a smaller copy in the official layout for what it is.
@@ -104,7 +108,7 @@ def load(name: str, data: Path, split_file: Path | None = None, *, any_size: boo
         ("images in train, val and test", sizes, spec.sizes if split_file is None else None),
     ):
         if published is not None and has != published and not any_size:
-            raise UserError(
+            raise NotPublishedError(
                 f"data set {name} has {has} {what}, not {published}: it is not the published one; {_remedy(name, data)}"
             )
     return found
@@ -370,7 +374,7 @@ def _official(
             files, labels = _files_and_labels(source)
             paths = [str(Path(file).relative_to(root)) for file in files]
         except RuntimeError:  # nothing is missing, so a checksum differs
-            raise UserError(f"data set {name}: a list in {root} has not the official MD5; {remedy}") from None
+            raise NotPublishedError(f"data set {name}: a list in {root} has not the official MD5; {remedy}") from None
         except Exception as error:  # the parsers of five formats have errors of their own
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"data set {name}: the {split} list in {root} is damaged ({reason}); {remedy}") from error

@@ -23,7 +23,7 @@ from common.cli import Subject, UserError
 from common.download import SOURCES
 from common.files import sha256_of_file, sha256_of_text, write_json
 from common.records import RecordKey, Run, read_record, start_run
-from transfer.datasets import DATASETS, Recognition, known, load, read_split, suite
+from transfer.datasets import DATASETS, NotPublishedError, Recognition, known, load, read_split, suite
 from transfer.sweep import SETTINGS, Outcome, Part, check_labels, sweep
 
 MODULE = "transfer.run"
@@ -105,18 +105,16 @@ def _key(subject: Subject, name: str, args: argparse.Namespace, any_size: bool =
 
 
 def _is_of_other_size(name: str, pairs: Sequence[tuple[Subject, str]], args: argparse.Namespace) -> bool:
-    """Whether a data set is whole but not of the published size, after saying so. What is wrong else, its job says."""
+    """Whether a data set without records is there, but not the published one, after saying so."""
     if all(_key(subject, name, args).path(args.results).is_file() for subject, of in pairs if of == name):
         return False
     try:
         load(name, args.data, args.split_file)
-    except Exception as error:
-        try:
-            load(name, args.data, args.split_file, any_size=True)
-        except Exception:
-            return False
+    except NotPublishedError as error:
         print(f"warning: {cli.last_line(error)}; until then its records are of the variant {ANY_SIZE}", flush=True)
         return True
+    except Exception:  # which its job will meet and report, and the other jobs need not
+        return False
     return False
 
 

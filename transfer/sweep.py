@@ -374,9 +374,9 @@ def _scores(x: np.ndarray, mean: np.ndarray, fit: Fit) -> np.ndarray:
 
 def _forget_losers(fits: dict[float, Fit], reached: dict[float, float]) -> None:
     """Keep the weights alone that the refit may start from: those of many classes are large."""
-    best = max(fits, key=lambda weight_decay: (reached[weight_decay], -weight_decay))
+    kept = {max(fits, key=lambda weight_decay: (reached[weight_decay], -weight_decay)), _last_close(fits)}
     for weight_decay, fit in fits.items():
-        if weight_decay not in (best, _last_close(fits)):
+        if weight_decay not in kept:
             fit.weight = fit.bias = None
 
 

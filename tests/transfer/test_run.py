@@ -62,7 +62,7 @@ def test_a_run_leaves_its_record_and_is_not_repeated(house, small, tmp_path, cap
     assert protocol["n_train"] + protocol["n_val"] == 131
     assert protocol["n_val"] == 26
     assert (protocol["feature_dim"], protocol["image_size"], protocol["grid"]) == (2048, 32, 45)
-    assert protocol["fits"] >= 46
+    assert 46 <= protocol["fits"] <= 90  # the refit follows the path where the winner is weak
     assert protocol["C"] == pytest.approx(1 / protocol["weight_decay"])
     assert 0 <= protocol["unconverged"] <= protocol["fits"]
     shown = capsys.readouterr().out
