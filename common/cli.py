@@ -182,7 +182,16 @@ def run(
         if error.errno not in UNWRITABLE:
             raise
         _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
+    if group := _group():
+        group.destroy_process_group()  # its threads, if still there, may abort Python as it exits
     sys.exit(0)
+
+
+def _group() -> Any:
+    """Return torch.distributed if this process is in a process group, else None; torch is not imported for it."""
+    distributed = sys.modules.get("torch.distributed")
+    here = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return distributed if here else None
 
 
 def rank() -> int:
@@ -193,7 +202,10 @@ def rank() -> int:
 def _fail(message: str) -> NoReturn:
     if rank() > 0:
         time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
-    print(f"error: {last_line(message)}", file=sys.stderr)
+    print(f"error: {last_line(message)}", file=sys.stderr, flush=True)
+    if _group():  # which to leave in good order would take the others, who may be waiting for this process
+        sys.stdout.flush()
+        os._exit(1)
     sys.exit(1)
 
 

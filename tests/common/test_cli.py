@@ -68,6 +68,22 @@ def test_a_fault_of_ours_keeps_its_traceback(error):
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(("end", "code", "left"), [("pass", 0, "False\n"), ("raise cli.UserError('x')", 1, "")])
+def test_a_process_leaves_its_group_before_python_exits(end, code, left, tmp_path):
+    """Else gloo's threads abort the exit now and then; after a mistake, Python does not exit in order at all."""
+    done = python(
+        "import atexit, torch\n"
+        "from common import cli\n"
+        "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"
+        "def main():\n"
+        f"    torch.distributed.init_process_group('gloo', 'file://{tmp_path}/store', rank=0, world_size=1)\n"
+        f"    {end}\n"
+        "cli.run(main)"
+    )
+    assert (done.returncode, done.stdout) == (code, left), done.stderr
+    assert done.stderr == ("error: x\n" if code else "")
+
+
 @pytest.fixture
 def small_disk():
     """Let the system refuse to write a file beyond 100 kB."""

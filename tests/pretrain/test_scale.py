@@ -152,7 +152,7 @@ def free_port() -> int:
 RANKS = '''
 """Train as the arguments say, and keep this process's weights."""
 import os, sys, torch
-from common import engine
+from common import cli, engine
 from pretrain import train
 original = engine.train
 def keep(runner):
@@ -160,7 +160,7 @@ def keep(runner):
     state = {k: v for k, v in engine.unwrapped(runner.model).state_dict().items() if "running" not in k}
     torch.save((state, torch.get_rng_state()), f"rank{runner.rank}.pth")
 engine.train = keep
-train.main(sys.argv[1:])
+cli.run(lambda: train.main(sys.argv[1:]))
 '''
 
 
