@@ -65,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what selects the data set."""
     parser.add_argument("--dataset", type=_dataset, help=f"of {', '.join(SIZES)}; none: the profile's own")
     parser.add_argument("--data-root", type=Path, help="an image folder with a folder a class, or with such a val/")
-    parser.add_argument("--size", type=int, help="pixels that images of --data-root are resized and cropped to")
-    parser.add_argument("--limit", default=LIMIT, type=int, help="at most so many images, drawn with a fixed seed")
+    parser.add_argument(
+        "--size", type=cli.whole("--size", 1), help="pixels that images of --data-root are resized and cropped to"
+    )
+    parser.add_argument(
+        "--limit", default=LIMIT, type=cli.whole("--limit", 2), help="at most so many images, drawn with a fixed seed"
+    )
 
 
 def found_subjects(args: argparse.Namespace, what: str) -> list[cli.Subject]:
@@ -108,8 +112,6 @@ def open_images(args: argparse.Namespace) -> "tuple[LabelledImages, Callable[[Im
 
     from common.data import evaluation_transform, image_folder
 
-    if args.limit < 2:
-        raise UserError(f"--limit {args.limit} leaves nothing to compare; choose at least 2 images")
     if args.data_root is not None:
         root = args.data_root / "val" if (args.data_root / "val").is_dir() else args.data_root
         hint = "place one folder a class, with its images, there"
@@ -129,16 +131,13 @@ def extract(
     subject: cli.Subject, images: "LabelledImages", transform: "Callable[[Image], Any]", args: argparse.Namespace
 ) -> "np.ndarray":
     """Return the checkpoint's features (N, D) of the images, float32, in memory. Raises UserError if not finite."""
-    import os
-
     import numpy as np
 
     from common.checkpoint import load_checkpoint
-    from common.features import extract_features
+    from common.features import extract_features, pick_workers
 
     checkpoint: Checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
-    workers = 0 if len(images.labels) < 2000 else min(16, os.cpu_count() or 1)
-    cache = args.runs / args.profile / "features"
+    cache, workers = args.runs / args.profile / "features", pick_workers(len(images.labels))
     x = np.array(extract_features(checkpoint, images, transform, cache, workers=workers).x)
     if not np.isfinite(x).all():
         raise UserError(f"the features of {subject.path} are not finite; make it again with `{subject.make_it}`")

@@ -75,21 +75,18 @@ def measure(
     transform: "Callable[[Image], torch.Tensor]",
 ) -> dict[str, float]:
     """Return the checkpoint's alignment and uniformity over two views of each image; the same views each time."""
-    import os
-
     import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     from common.checkpoint import load_checkpoint
-    from common.features import pick_device
+    from common.features import pick_device, pick_workers
 
     device = pick_device()
     backbone = load_checkpoint(subject.path, make_it=subject.make_it).backbone().to(device)
-    workers = 0 if len(images.labels) < 2000 else min(16, os.cpu_count() or 1)
     pairs: Any = TwoViews(images, views, transform)
-    loader: DataLoader[torch.Tensor] = DataLoader(pairs, BATCH, num_workers=workers)
+    loader: DataLoader[torch.Tensor] = DataLoader(pairs, BATCH, num_workers=pick_workers(len(images.labels)))
     parts = []
     with torch.inference_mode(), tqdm(total=len(images.labels), desc=subject.name, unit="img", leave=False) as bar:
         for batch in loader:  # (B, 2, 3, H, W)

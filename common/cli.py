@@ -72,11 +72,20 @@ def method_list(text: str) -> list[str]:
     return list(METHODS) if "all" in words else words
 
 
-def seed(text: str) -> int:
-    """Parse SEED: what NumPy's and torch's generators both take."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise UserError(f"SEED is '{text}'; choose a whole number from 0 to {2**32 - 1}")
-    return int(text)
+def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse `type` that accepts the whole numbers from `least` to `most`."""
+
+    def check(text: str) -> int:
+        number = int(text) if text.isascii() and text.isdecimal() else -1
+        if number < least or (most is not None and number > most):
+            top = "on" if most is None else f"to {most}"
+            raise UserError(f"{name} is '{text}'; choose a whole number from {least} {top}")
+        return number
+
+    return check
+
+
+seed = whole("SEED", 0, 2**32 - 1)  # what NumPy's and torch's generators both take
 
 
 def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> Parser:

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.config import config as parser_module
 
-from common.cli import UserError
+from common.cli import UserError, whole
 from common.files import sha256_of_text
 
 RUNNER_KEYS = frozenset(
@@ -58,16 +58,18 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what fits a trainer to a machine; `scale_options` turns it into config entries."""
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
     parser.add_argument(
-        "--accumulate", type=int, default=1, metavar="N", help="forward each process's batch in N parts, one step"
+        "--accumulate",
+        type=whole("--accumulate", 1),
+        default=1,
+        metavar="N",
+        help="forward each process's batch in N parts, one step",
     )
     parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
     parser.add_argument("--compile", action="store_true", help="torch.compile the backbone (needs a C++ compiler)")
 
 
 def scale_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the config entries that the arguments of `add_scale_arguments` mean. Raises UserError."""
-    if args.accumulate < 1:
-        raise UserError(f"--accumulate is {args.accumulate}; choose 1 or more parts")
+    """Return the config entries that the arguments of `add_scale_arguments` mean."""
     options: dict[str, Any] = {}
     if args.amp:
         options["optim_wrapper.dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[args.amp]

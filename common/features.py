@@ -23,6 +23,7 @@ from common.checkpoint import Checkpoint
 from common.data import LabelledImages, Transformed
 from common.files import alone, publish, sha256_of_text
 
+FEW = 2000  # images that are read sooner than processes for it are started
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -66,6 +67,13 @@ def extract_features(
 def pick_device() -> torch.device:
     """Return the GPU when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_workers(images: int) -> int:
+    """Return how many processes should read so many images: none for a few, else one a core, at most 16."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return 0 if images < FEW else min(16, cores)
 
 
 def pick_devices() -> list[torch.device]:

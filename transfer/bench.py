@@ -181,9 +181,9 @@ def reference_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any) 
 
 def our_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any, cache: Path) -> list[np.ndarray]:
     """Return the features of train + val and of test as the transfer suite has them."""
-    from common.features import extract_features
+    from common.features import FEW, extract_features, pick_workers
 
-    workers = min(16, len(os.sched_getaffinity(0)))
+    workers = pick_workers(FEW)  # as for a real data set
     with silence():
         return [extract_features(checkpoint, images, transform, cache, workers=workers).x for images in parts]
 

@@ -5,7 +5,6 @@ command on the same results folder.
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -61,7 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         "--split-file", type=Path, help="JSON lists of caltech101's train and test images, to use instead"
     )
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision features")
-    parser.add_argument("--workers", type=int, help="processes that read images (default: the cores, at most 16)")
+    parser.add_argument(
+        "--workers",
+        type=cli.whole("--workers", 0),
+        help="processes that read images (default: the cores, at most 16; for few images none)",
+    )
     parser.add_argument(
         "--launcher", default="none", choices=("none", "slurm"), help="slurm: an array job, a task a run"
     )
@@ -71,8 +74,6 @@ def main(argv: list[str] | None = None) -> None:
     names = _dataset_list(args.dataset, args.profile)
     if args.split_file is not None:
         _check_split_file(args.split_file, names)
-    if args.workers is None:
-        args.workers = 0 if args.profile == "demo" else min(16, len(os.sched_getaffinity(0)))
     pairs = [(subject, name) for subject in cli.subjects(args) for name in names]
     if args.job is not None:
         if not 0 <= args.job < len(pairs):
@@ -127,7 +128,7 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     # These bring torch, which a run that is already done need not wait for.
     from common.checkpoint import load_checkpoint
     from common.data import evaluation_transform
-    from common.features import extract_features, pick_device
+    from common.features import extract_features, pick_device, pick_workers
 
     spec = DATASETS[run.key.dataset]
     checkpoint = load_checkpoint(job.subject.path, make_it=job.subject.make_it)
@@ -137,8 +138,9 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     check_labels(classes, train=labels[train], val=labels[val], both=labels, test=found.test.labels)
     print(checkpoint.loaded, flush=True)
     transform, cache = evaluation_transform(spec.size, resize=spec.resize), args.runs / args.profile / "features"
+    workers = pick_workers(len(labels)) if args.workers is None else args.workers
     both, test = (
-        extract_features(checkpoint, images, transform, cache, workers=args.workers, amp=args.amp)
+        extract_features(checkpoint, images, transform, cache, workers=workers, amp=args.amp)
         for images in (found.both, found.test)
     )
     device = pick_device()

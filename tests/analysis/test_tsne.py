@@ -88,12 +88,12 @@ def test_mistakes_are_named(args, checkpoint, flowers, tmp_path):
     args.data_root = tmp_path / "empty"
     with pytest.raises(UserError, match=r"empty is missing; place one folder a class"):
         tsne.build(args)
-    args.data_root, args.limit = None, 1
-    with pytest.raises(UserError, match="--limit 1 leaves nothing to compare"):
-        tsne.build(args)
     for bad in ("0", "many", "nan", "inf"):
         with pytest.raises(UserError, match=f"--perplexity is '{bad}'"):
             tsne.main(["--perplexity", bad])
+    for option, least in (("--limit", 2), ("--size", 1)):
+        with pytest.raises(UserError, match=f"{option} is '{least - 1}'; choose a whole number from {least} on"):
+            tsne.main([option, str(least - 1)])
     with pytest.raises(UserError, match="unknown DATASET 'dtd'; known: digits, cifar10"):
         tsne.main(["--dataset", "dtd"])
 

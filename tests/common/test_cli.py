@@ -174,6 +174,14 @@ def test_the_largest_seed():
     assert parse("--seed", str(2**32 - 1)).seed == 2**32 - 1
 
 
+@pytest.mark.parametrize("text", ["0", "-3", "two", "1.5", "", "\N{SUPERSCRIPT TWO}"])
+def test_a_number_that_makes_no_sense_is_refused(text):
+    parse = cli.whole("--limit", 1)
+    assert parse("1") == 1
+    with pytest.raises(UserError, match=rf"^--limit is '{text}'; choose a whole number from 1 on$"):
+        parse(text)
+
+
 def test_help_lists_the_arguments_and_their_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--help")

@@ -17,7 +17,7 @@ from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, Checkpoint, load_checkpoint, save_checkpoint
 from common.cli import UserError
 from common.data import evaluation_transform, image_folder
-from common.features import extract_features
+from common.features import FEW, extract_features, pick_workers
 
 TRANSFORM = evaluation_transform(32)
 
@@ -229,6 +229,17 @@ def race(path, folder, cache, number, forwarded):
 
     features._network = slow
     extract_features(checkpoint, read(folder), TRANSFORM, cache)
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+@pytest.mark.parametrize("mac", [False, True])
+def test_workers_are_the_cores_for_all_but_few_images(monkeypatch, cores, mac):
+    if mac:
+        monkeypatch.delattr(os, "sched_getaffinity")
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert (pick_workers(FEW - 1), pick_workers(FEW)) == (0, min(cores, 16))
 
 
 def test_processes_that_ask_for_the_same_features_wait_for_one(checkpoint, folder, tmp_path):

@@ -68,7 +68,7 @@ def test_both_extractions_give_the_same_features_and_the_reference_makes_some_tw
     def images(name, start, stop):
         return ImageFiles(name, tmp_path / "images", paths[start:stop], np.zeros(stop - start, int), ["a"])
 
-    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: [])  # no workers
+    monkeypatch.setattr("common.features.pick_workers", lambda images: 0)
     both, test = images("both", 0, 4), images("test", 4, 6)
     parts = [images("train", 1, 4), images("val", 0, 1), both, test]
     train, val, *same = reference_extraction(checkpoint, parts, evaluation_transform(32, resize=32))
