@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from common import cli
 from common.files import write_json
@@ -27,6 +28,15 @@ class Entry(TypedDict):
     target: float
     better: str  # "lower" or "higher"
     command: str
+    memory_mib: NotRequired[float]  # peak memory on the device, of rows measured on one
+
+
+class Found(NamedTuple):
+    """What a benchmark measured: its value, more in words, and the peak MiB on the device."""
+
+    value: float
+    said: str = ""
+    memory_mib: float | None = None
 
 
 class Benchmark(NamedTuple):
@@ -35,7 +45,20 @@ class Benchmark(NamedTuple):
     what: str
     target: float
     better: str
-    run: Callable[[], float | tuple[float, str]]
+    run: Callable[[], float | tuple[float, str] | Found]
+
+
+class DeviceBenchmark(NamedTuple):
+    """A benchmark of a device, "cuda"; on "cpu" the same code measures at a small size, to rehearse it."""
+
+    what: str
+    target: float
+    better: str
+    run: Callable[[str], Found]
+
+    def on(self, device: str) -> Benchmark:
+        """Return the benchmark on `device`."""
+        return Benchmark(self.what, self.target, self.better, partial(self.run, device))
 
 
 class Skipped(Exception):  # noqa: N818  (it is no error)
@@ -54,7 +77,10 @@ def table(entries: Sequence[Entry]) -> str:
     for entry in entries:
         sign = "<=" if entry["better"] == "lower" else ">="
         verdict = "met" if met(entry) else "MISSED"
-        rows.append((f"{entry['value']:.3f}", f"{sign} {entry['target']:g}", verdict, entry["what"], entry["command"]))
+        what = entry["what"]
+        if "memory_mib" in entry:
+            what += f"; at most {entry['memory_mib']:.0f} MiB on the device"
+        rows.append((f"{entry['value']:.3f}", f"{sign} {entry['target']:g}", verdict, what, entry["command"]))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     cells = [[cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in cells)
@@ -84,34 +110,64 @@ def write_photos(folder: Path, count: int) -> None:
         crop.save(folder / f"{k:05d}.jpg", quality=95)
 
 
-def run_room(module: str, description: str, benchmarks: Mapping[str, Benchmark], argv: Sequence[str] | None) -> None:
-    """Run a room's command line: measure what --only ID ... names, print the table, write it to --json FILE."""
+def run_room(
+    module: str,
+    description: str,
+    benchmarks: Mapping[str, Benchmark],
+    argv: Sequence[str] | None,
+    on_device: Mapping[str, DeviceBenchmark] | None = None,
+) -> None:
+    """Run a room's command line: measure what --only ID ... names, print the table, write it to --json FILE.
+
+    Where there is a GPU, the rows of `on_device` are measured on it, elsewhere those of `benchmarks`. `--device`
+    chooses the rows of `on_device`, and "cpu" rehearses them.
+    """
     parser = cli.Parser(module, description=description)
-    known = cli.one_of("benchmark", benchmarks)
-    parser.add_argument("--only", nargs="+", type=known, default=list(benchmarks), metavar="ID", help="not all of them")
+    known = cli.one_of("benchmark", [*benchmarks, *(on_device or {})])
+    parser.add_argument("--only", nargs="+", type=known, metavar="ID", help="not all of them")
     parser.add_argument("--json", type=Path, help="write the entries to this file")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="measure the gpu_* rows here; cpu rehearses them")
     args = parser.parse_args(argv)
-    entries = measure(module, {name: benchmarks[name] for name in benchmarks if name in args.only})
+    device = args.device or pick_bench_device()
+    if device is not None:
+        benchmarks = {name: benchmark.on(device) for name, benchmark in (on_device or {}).items()}
+    missing = [name for name in args.only or () if name not in benchmarks]
+    if missing:
+        raise cli.UserError(
+            f"{missing[0]} is measured on a GPU, and there is none; add --device cpu to rehearse it"
+            if device is None
+            else f"{missing[0]} is measured on the CPU; set CUDA_VISIBLE_DEVICES= to nothing, and leave --device out"
+        )
+    chosen = {name: benchmarks[name] for name in benchmarks if not args.only or name in args.only}
+    entries = list(measure(module, chosen, device))
     print(table(entries), flush=True)
     if args.json is not None:
-        write_json(args.json, list(entries))
+        write_json(args.json, entries)
 
 
-def measure(module: str, benchmarks: Mapping[str, Benchmark]) -> list[Entry]:
-    """Measure, printing each benchmark as it comes, and say which cannot be."""
-    entries: list[Entry] = []
+def pick_bench_device() -> str | None:
+    """Return "cuda" where there is a GPU, else None."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def measure(module: str, benchmarks: Mapping[str, Benchmark], device: str | None = None) -> Iterator[Entry]:
+    """Measure, yielding each entry as it comes, and say which cannot be; `device` is what the commands name."""
     for name, (what, target, better, run) in benchmarks.items():
         print(f"measuring {name}: {what}", flush=True)
         try:
-            found = run()
+            result = run()
         except Skipped as reason:
             print(f"skipped {name}: {reason}", flush=True)
             continue
-        value, said = found if isinstance(found, tuple) else (found, "")
-        what = f"{what}; {said}" if said else what
-        command = f"python -m {module} --only {name}"
-        entries.append(Entry(id=name, what=what, value=value, target=target, better=better, command=command))
-    return entries
+        found = Found(*result) if isinstance(result, tuple) else Found(result)
+        what = f"{what}; {found.said}" if found.said else what
+        command = f"python -m {module} --only {name}" + (f" --device {device}" if device else "")
+        entry = Entry(id=name, what=what, value=found.value, target=target, better=better, command=command)
+        if found.memory_mib is not None:
+            entry["memory_mib"] = round(found.memory_mib, 1)
+        yield entry
 
 
 def main(argv: Sequence[str] | None = None) -> None:
