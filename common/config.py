@@ -22,7 +22,7 @@ RUNNER_KEYS = frozenset(
     experiment_name compile find_unused_parameters sync_bn model_wrapper_cfg""".split()
 )
 # Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
-OUR_KEYS = frozenset("evaluation dataset_name arch channels_last".split())
+OUR_KEYS = frozenset("evaluation dataset_name arch channels_last device_views".split())
 SHARED_VALUES = frozenset(
     "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
 )

@@ -21,6 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 
 
+# From an image's (width, height) to the factor by which its reader may reduce it.
+Reduction = Callable[[tuple[int, int]], float]
+
+
 class LabelledImages(Protocol):
     """N images with labels: (N,) int64 class indices, or (N, K) int64 of 0 and 1 for K labels each."""
 
@@ -77,9 +81,12 @@ class ImageFiles:
         except FileNotFoundError as error:
             raise UserError(f"image {error.filename} is missing; restore the data set") from None
 
-    def image(self, index: int) -> Image.Image:
-        """Return image `index` in RGB. Raises UserError naming a missing or corrupt file."""
-        return read_image(self.root / self.paths[index])
+    def image(self, index: int, reduction: Reduction | None = None) -> Image.Image:
+        """Return image `index` in RGB. Raises UserError naming a missing or corrupt file.
+
+        `reduction`: see `read_image`.
+        """
+        return read_image(self.root / self.paths[index], reduction)
 
 
 class Transformed(Dataset[tuple[Any, int]]):
@@ -95,14 +102,18 @@ class Transformed(Dataset[tuple[Any, int]]):
         return self.transform(self.images.image(index)), index
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
     """Return the image in RGB, grayscale, palette, CMYK and transparent ones too.
 
     Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it.
-    Raises UserError naming the file when it is missing or corrupt.
+    With `reduction`, which is called with the stored size, a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where
+    the factor that it returns allows it. Raises UserError naming the file when it is missing or corrupt.
     """
     try:
         with Image.open(path) as image:
+            if reduction is not None:
+                factor = max(1, int(reduction(image.size)))
+                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
             return image.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"image {path} is missing; restore the data set") from None

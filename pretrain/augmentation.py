@@ -32,8 +32,11 @@ class RandomResizedCrop(transforms.RandomResizedCrop):
 
     def forward(self, pixels: np.ndarray) -> np.ndarray:
         """Return a random crop, resized to `size`."""
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        return self.crop(pixels, self.get_params(torch.from_numpy(pixels).permute(2, 0, 1), self.scale, self.ratio))
+
+    def crop(self, pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
+        """Return what is in `box` (top, left, height, width), resized to `size`."""
+        top, left, height, width = box
         # The kernel is fast on an array of its own, and slow on a window of another.
         crop = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
         resized = functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
@@ -173,26 +176,37 @@ AUGMENTATIONS: dict[str, Callable[..., Any]] = {
     "RandomInvert": RandomInvert,
     "GaussianBlur": GaussianBlur,
 }
-_OWN_PROBABILITY = ("RandomHorizontalFlip", "RandomGrayscale", "RandomInvert")
+_OWN_PROBABILITY = (RandomHorizontalFlip, RandomGrayscale, RandomInvert)  # they draw themselves whether they act
 
 
-def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image | np.ndarray], Tensor]:
-    """Return the transform of a config's list of `dict(type=..., p=..., ...)`, in the given order.
+def build_steps(steps: Sequence[dict[str, Any]]) -> list[tuple[Any, float]]:
+    """Return (transform, probability) for each `dict(type=..., p=..., ...)` of a config's list, in the given order.
 
-    `p` applies a step with that probability. Conversion to a tensor (3, H, W) float32 and ImageNet's
-    normalisation follow (B.1, B.2). Takes an image in RGB, or its array (H, W, 3) of uint8. Raises UserError
-    for an unknown step or option.
+    `p` applies a step with that probability. Raises UserError for an unknown step or option.
     """
-    built: list[Any] = []
+    built: list[tuple[Any, float]] = []
     for step in steps:
         options = dict(step)
         name = options.pop("type", None)
         if name not in AUGMENTATIONS:
             raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
-        p = None if name in _OWN_PROBABILITY else options.pop("p", None)
+        p = None if AUGMENTATIONS[name] in _OWN_PROBABILITY else options.pop("p", 1.0)
         try:
             transform = AUGMENTATIONS[name](**options)
         except (TypeError, ValueError) as error:
             raise UserError(f"config: augmentation {name}: {error}") from None
-        built.append(transform if p is None else transforms.RandomApply([transform], p))
+        built.append((transform, transform.p if p is None else p))
+    return built
+
+
+def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image | np.ndarray], Tensor]:
+    """Return the transform of a config's list, whose steps `build_steps` describes.
+
+    Conversion to a tensor (3, H, W) float32 and ImageNet's normalisation follow (B.1, B.2). Takes an image in RGB,
+    or its array (H, W, 3) of uint8. Raises UserError for an unknown step or option.
+    """
+    built = [
+        transform if p == 1 or isinstance(transform, _OWN_PROBABILITY) else transforms.RandomApply([transform], p)
+        for transform, p in build_steps(steps)
+    ]
     return transforms.Compose([np.array, *built, NormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)])

@@ -39,6 +39,8 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     config = load_config(path, data=args.data, options={**changes, **scale_options(args), **args.cfg_options})
     if args.skip_corrupt:
         config.train_dataloader.dataset.skip_corrupt = True
+    if args.device_views:
+        config.device_views = True
     if args.data_root is not None:
         use_folder(config, args.data_root)
     return config
@@ -61,6 +63,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     import pretrain.optim
     import pretrain.views  # noqa: F401  (these register what the configs name)
     from common.engine import build_runner, set_run, train, unwrapped, with_config_mistakes_named
+    from pretrain.device_views import start_device_views, use_device_views
 
     batch = config.train_dataloader.batch_size
     shared = share_batch(config, args.launcher)
@@ -68,6 +71,8 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
         raise cli.UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
     if args.stop_on_collapse:
         config.default_hooks.collapse.stop = True
+    if config.get("device_views"):
+        use_device_views(config)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     runner = build_runner(config, settings=sha, resume=args.resume)
     loader = with_config_mistakes_named(lambda: runner.train_dataloader)
@@ -75,6 +80,8 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
         print(f"{name}: {shared}", flush=True)
     if runner.max_iters == 0:
         raise cli.UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+    if config.get("device_views"):
+        start_device_views(runner)
     train(runner)
     if runner.rank == 0:
         model: Any = unwrapped(runner.model)
@@ -99,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     add_scale_arguments(parser)
     parser.add_argument("--data-root", type=Path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
+    parser.add_argument("--device-views", action="store_true", help="make the views on the GPU, a batch at a time")
     parser.add_argument("--skip-corrupt", action="store_true", help="pass over corrupt images and count them")
     parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")
     args = parser.parse_args(argv)
