@@ -123,18 +123,22 @@ report: $(SETUP) ## one static page of tables, figures, curves and the record of
 bench: $(SETUP) ## speed and memory as ratios within one run, with targets: one table, and reports/bench.json
 	@$(PYTHON) -m common.bench $(ARGS)
 
+gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ONLY=tests|bench|<id>; DEVICE=cpu rehearses
+	@$(PYTHON) -m tools.gpu_check --device "$(or $(DEVICE),cuda)" --only "$(or $(ONLY),all)" $(ARGS)
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pytest $(ARGS)
 
-test-all: $(SETUP) ## all of `make test` and the slow tests
+test-all: $(SETUP) ## all of `make test`, the slow tests, and a rehearsal of gpu-check
 	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $(ARGS)"
+	@$(MAKE) --no-print-directory gpu-check DEVICE=cpu ONLY= ARGS=
 
 clean: ## remove caches (data, checkpoints, results and reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k tables tsne curves geometry figures report bench test test-all clean
+	segmentation-ade20k tables tsne curves geometry figures report bench gpu-check test test-all clean

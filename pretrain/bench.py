@@ -4,12 +4,10 @@ make bench, or one of them: python -m pretrain.bench --only gsg_shared_step_rati
 """
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,19 +27,15 @@ import pretrain.loop
 import pretrain.methods
 import pretrain.optim  # noqa: F401  (these register what the configs name)
 from common import cli
-from common.bench import Benchmark, peak_memory, run_room
+from common.bench import Benchmark, peak_memory, run_room, silence
 from common.config import load_config, share_batch
 from common.engine import build_runner, keep_freed_memory, set_run
+from pretrain.bench_device import BYOL, CHOSEN, DEVICE_BENCHMARKS, FRESH, SHARED, SIMSIAM
 from pretrain.bench_views import measure as measure_views
 from pretrain.train import CONFIGS
 from pretrain.views import EpochSampler, MultiView
 
 REPEATS = 11
-SIMSIAM: dict[str, Any] = dict(guide="none")
-FRESH: dict[str, Any] = dict(guide="nearest", views="fresh")
-SHARED: dict[str, Any] = dict(guide="nearest", views="shared")
-BYOL: dict[str, Any] = dict(type="BYOL", **FRESH)
-CHOSEN: dict[str, Any] = dict(BYOL, chosen_only=True)
 
 
 class Shape(NamedTuple):
@@ -213,10 +207,10 @@ def our_loop(shape: Shape, root: Path, turn: Turn) -> None:
     """Train with our loop on the images in `root`."""
     config = _settings(shape, root)
     set_run(config, work_dir=root / "run", seed=0)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with silence():  # the bar is written, but not shown
         runner = build_runner(config, settings="bench")
         runner.register_hook(AfterStep(turn))
-        runner.train()  # the bar is written, but not shown
+        runner.train()
 
 
 def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
@@ -267,7 +261,7 @@ BENCHMARKS = _benchmarks()
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write it where asked."""
-    run_room("pretrain.bench", __doc__ or "", BENCHMARKS, argv)
+    run_room("pretrain.bench", __doc__ or "", BENCHMARKS, argv, DEVICE_BENCHMARKS)
 
 
 if __name__ == "__main__":

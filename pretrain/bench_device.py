@@ -1,0 +1,367 @@
+"""What pretraining costs on a GPU: the rows `gpu_*` of pretrain.bench. On a CPU they are rehearsed at tiny sizes."""
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from common.bench import DeviceBenchmark, Found, silence, write_photos
+from common.config import load_config, share_batch
+from common.draws import Draw, mix
+from common.engine import build_runner, set_run
+from pretrain.device_views import DeviceViews, start_device_views, use_device_views
+from pretrain.train import CONFIGS
+from pretrain.views import MultiView, PixelBatches, collate_visits
+
+SIMSIAM: dict[str, Any] = dict(guide="none")
+FRESH: dict[str, Any] = dict(guide="nearest", views="fresh")
+SHARED: dict[str, Any] = dict(guide="nearest", views="shared")
+BYOL: dict[str, Any] = dict(type="BYOL", **FRESH)
+CHOSEN: dict[str, Any] = dict(BYOL, chosen_only=True)
+AMP = torch.bfloat16
+
+
+class Sizes(NamedTuple):
+    """How much is measured: on a GPU, or on a CPU to rehearse it."""
+
+    profile: str  # whose networks the step rows take
+    batch: int
+    pixels: int
+    repeats: int
+    cifar_images: int
+    cifar_batch: int
+    cifar_backbone: str
+    epochs: int
+    photos: int
+    visits: int
+    workers: int
+
+
+SIZES = {
+    "cuda": Sizes("imagenet", 128, 224, 8, 50_000, 512, "resnet18_cifar", 3, 256, 4096, 8),
+    "cpu": Sizes("demo", 4, 32, 2, 64, 16, "test_resnet", 2, 8, 16, 1),
+}
+
+
+class Clock:
+    """Seconds that the device takes for what is called in `with clock:`, in `seconds`; CUDA's own clock on CUDA."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.seconds = device, 0.0
+
+    def __enter__(self) -> "Clock":
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        end = self._now()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.seconds = self._start.elapsed_time(end) / 1000
+        else:
+            self.seconds = end - self._start
+
+    def _now(self) -> Any:
+        if self.device != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@contextmanager
+def peak(device: str) -> Iterator[Callable[[], float | None]]:
+    """Yield a function that returns the peak MiB that tensors took on the device since; None on a CPU."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield lambda: torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
+
+
+Step = Callable[[], Any]
+
+
+def step_of(device: str, changes: dict[str, Any]) -> Step:
+    """Return a training step of the profile's SimSiam with `changes`, in bf16 and channels-last, on fixed images."""
+    sizes = SIZES[device]
+    torch.manual_seed(0)
+    config = load_config(CONFIGS / sizes.profile / "simsiam.py", data=Path("data"))
+    config.optim_wrapper.dtype = "bfloat16"
+    model = MODELS.build(config.model | changes).train().to(device, memory_format=torch.channels_last)
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    views = [images_of(device) for _ in range(model.num_views)]
+
+    def step() -> None:
+        if hasattr(model, "start_step"):
+            model.start_step()
+        model.train_step({"inputs": views}, optim_wrapper=wrapper)
+
+    return step
+
+
+def supervised_step(device: str) -> Step:
+    """Return a step of supervised training of the same backbone in plain PyTorch, in bf16 and channels-last."""
+    torch.manual_seed(0)
+    name = load_config(CONFIGS / SIZES[device].profile / "simsiam.py", data=Path("data")).model.backbone.name
+    model = timm.create_model(name, num_classes=1000).train().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    images = images_of(device)
+    labels = torch.arange(len(images), device=device)
+
+    def step() -> None:
+        with torch.autocast(device, AMP):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def images_of(device: str) -> Tensor:
+    """Return a batch of noise."""
+    sizes = SIZES[device]
+    images = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device)
+    return images.to(memory_format=torch.channels_last)
+
+
+def compare(device: str, ours: Callable[[], Step], reference: Callable[[], Step]) -> tuple[float, str, float | None]:
+    """Return the median over turns of the time of a step of `ours` over that of `reference`; both; and our peak MiB.
+
+    The steps are built and warmed up one after the other, and then take turns.
+    """
+    with peak(device) as used:
+        steps = [ours()]
+        for _ in range(3):
+            steps[0]()
+        memory = used()
+    steps.append(reference())
+    for _ in range(3):
+        steps[1]()
+    ratios, clocks = [], (Clock(device), Clock(device))
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(SIZES[device].repeats):
+        for step, clock, found in zip(steps, clocks, seconds, strict=True):
+            with clock:
+                step()
+            found.append(clock.seconds)
+        ratios.append(seconds[0][-1] / seconds[1][-1])
+    one, other = (1000 * statistics.median(found) for found in seconds)
+    return statistics.median(ratios), f"{one:.1f} / {other:.1f} ms", memory
+
+
+def step_ratio(ours: dict[str, Any], reference: dict[str, Any], device: str) -> Found:
+    """Return the step time of `ours` over that of `reference`, both changes of SimSiam."""
+    return Found(*compare(device, partial(step_of, device, ours), partial(step_of, device, reference)))
+
+
+def ssl_view_ratio(device: str) -> Found:
+    """Return the time of SimSiam's step per view over that of a supervised step per image."""
+    ratio, said, memory = compare(device, partial(step_of, device, SIMSIAM), partial(supervised_step, device))
+    return Found(ratio / 2, said, memory)
+
+
+class EpochSeconds(Hook):
+    """The wall-clock seconds of every epoch, to its last step's end on the device."""
+
+    priority = "LOWEST"
+
+    def __init__(self, device: str) -> None:
+        self.seconds: list[float] = []
+        self._clock = Clock(device)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Start."""
+        self._clock.__enter__()
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Stop when the device is done."""
+        self._clock.__exit__()
+        self.seconds.append(self._clock.seconds)
+
+
+def cifar_config(device: str, method: str, root: Path) -> Config:
+    """Return the settings of CIFAR-10 with device views, batch 512, bf16, channels-last; images in `root` stand in."""
+    sizes = SIZES[device]
+    config = load_config(CONFIGS / "cifar10" / f"{method}.py", data=root)
+    config.train_dataloader.batch_size = sizes.cifar_batch
+    config.model.backbone.name = sizes.cifar_backbone
+    config.optim_wrapper.dtype, config.channels_last = "bfloat16", True
+    config.train_cfg.max_epochs, config.custom_hooks = sizes.epochs, []
+    use_device_views(config)
+    share_batch(config, "none")
+    return config
+
+
+def write_cifar(root: Path, count: int) -> None:
+    """Write `count` images of noise in the binary layout of CIFAR-10: the speed does not depend on what they show."""
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("\n".join(f"class{k}" for k in range(10)))
+    rng = np.random.default_rng(0)
+    for part, rows in enumerate(np.array_split(np.arange(count), 5), 1):
+        records = rng.integers(0, 256, (len(rows), 1 + 3 * 32 * 32), dtype=np.uint8)
+        records[:, 0] = rows % 10
+        (folder / f"data_batch_{part}.bin").write_bytes(records.tobytes())
+
+
+@cache
+def cifar_epochs(device: str, method: str) -> tuple[float, float | None]:
+    """Return the median seconds of an epoch of our loop, the first one aside, and the peak MiB."""
+    with tempfile.TemporaryDirectory() as folder, silence():
+        write_cifar(Path(folder), SIZES[device].cifar_images)
+        config = cifar_config(device, method, Path(folder))
+        set_run(config, work_dir=Path(folder) / "run", seed=0)
+        with peak(device) as used:
+            runner = build_runner(config, settings="bench")
+            start_device_views(runner)
+            times = EpochSeconds(device)
+            runner.register_hook(times)
+            runner.train()
+            memory = used()
+    return statistics.median(times.seconds[1:]), memory
+
+
+def cifar_epoch(method: str, device: str) -> Found:
+    """Return the seconds of an epoch."""
+    seconds, memory = cifar_epochs(device, method)
+    return Found(seconds, f"{SIZES[device].cifar_images / seconds:.0f} images/s", memory)
+
+
+def bare_epochs(device: str) -> list[float]:
+    """Return the seconds of epochs of a bare PyTorch loop over the same model, views, optimiser and batch."""
+    sizes, seconds = SIZES[device], []
+    with tempfile.TemporaryDirectory() as folder, silence():
+        write_cifar(Path(folder), sizes.cifar_images)
+        config = cifar_config(device, "simsiam", Path(folder))
+        data = config.train_dataloader.dataset
+        batches = PixelBatches(data.images, data.augmentation)
+        torch.manual_seed(0)
+        model = MODELS.build(config.model).train().to(device, memory_format=torch.channels_last)
+        model.data_preprocessor.serve(batches)
+        options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}
+        optimizer = torch.optim.SGD(model.parameters(), **options)
+        for epoch in range(sizes.epochs):
+            clock = Clock(device)
+            with clock:
+                order = torch.randperm(sizes.cifar_images)
+                for step in range(sizes.cifar_images // sizes.cifar_batch):
+                    places = order[step * sizes.cifar_batch :][: sizes.cifar_batch]
+                    batch = {"inputs": places, "seed": torch.tensor([mix(epoch, step)])}
+                    with torch.autocast(device, AMP):
+                        loss = model(**model.data_preprocessor(batch))["loss"]
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            seconds.append(clock.seconds)
+    return seconds[1:]
+
+
+def loop_overhead(device: str) -> Found:
+    """Return by how many percent an epoch of our loop takes longer than that of a bare PyTorch loop."""
+    before = bare_epochs(device)
+    ours, memory = cifar_epochs(device, "simsiam")
+    bare = statistics.median(before + bare_epochs(device))  # before and after ours: clocks and heat drift
+    return Found(100 * (ours / bare - 1), f"{ours:.2f} / {bare:.2f} s an epoch", memory)
+
+
+def loader_ratio(device: str) -> Found:
+    """Return images a second of the loader with views made on the device, over those with views made by the loader."""
+    sizes = SIZES[device]
+    with tempfile.TemporaryDirectory() as folder, silence():
+        write_photos(Path(folder) / "train" / "photos", sizes.photos)
+        images = dict(name="folder", root=folder, split="train")
+        steps = load_config(
+            CONFIGS / "imagenet" / "simsiam.py", data=Path("data")
+        ).train_dataloader.dataset.augmentation
+        batches = PixelBatches(images, steps)
+        views = DeviceViews(num_views=2).to(device)
+        views.serve(batches)
+        rates: list[float] = []
+        with peak(device) as used:
+            for data, finish in ((batches, views), (MultiView(images, steps), partial(on_device, device))):
+                clock = Clock(device)
+                loader = loader_of(device, data)
+                with clock:
+                    for batch in loader:
+                        finish(batch)
+                rates.append(sizes.visits / clock.seconds)
+            memory = used()
+    said = f"{rates[0]:.0f} / {rates[1]:.0f} images/s, {sizes.workers} processes each"
+    return Found(rates[0] / rates[1], said, memory)
+
+
+def loader_of(device: str, data: MultiView) -> DataLoader:
+    """Return a loader of `visits` visits, whose processes have started."""
+    sizes = SIZES[device]
+    draws = [Draw(k % sizes.photos, mix(k)) for k in range(sizes.visits)]
+    batch = min(64, sizes.visits // 2)
+    return DataLoader(
+        data,
+        batch,
+        sampler=draws,
+        num_workers=sizes.workers,
+        collate_fn=collate_visits,
+        pin_memory=device == "cuda",
+    )
+
+
+def on_device(device: str, batch: dict[str, Any]) -> Sequence[Tensor]:
+    """Return the finished views of a loader on the device."""
+    return [view.to(device, non_blocking=True) for view in batch["inputs"]]
+
+
+_RESNET = "ResNet-50 at 224, bf16, channels-last, batch 128"
+_CIFAR = "CIFAR-10: ResNet-18, batch 512, bf16, device views, without the kNN monitor"
+DEVICE_BENCHMARKS = {
+    "gpu_gsg_fresh_step_ratio": DeviceBenchmark(
+        f"GSG step, fresh views / SimSiam step ({_RESNET})", 2.05, "lower", partial(step_ratio, FRESH, SIMSIAM)
+    ),
+    "gpu_gsg_shared_step_ratio": DeviceBenchmark(
+        f"GSG step, shared views / SimSiam step ({_RESNET})", 1.05, "lower", partial(step_ratio, SHARED, SIMSIAM)
+    ),
+    "gpu_byol_selected_step_ratio": DeviceBenchmark(
+        f"BYOL+GSG step, chosen views only / four forward passes ({_RESNET})",
+        0.70,
+        "lower",
+        partial(step_ratio, CHOSEN, BYOL),
+    ),
+    "gpu_ssl_view_ratio": DeviceBenchmark(
+        f"SimSiam step per view / supervised step per image ({_RESNET})", 1.15, "lower", ssl_view_ratio
+    ),
+    "gpu_loop_overhead_percent": DeviceBenchmark(
+        f"an epoch of our loop over a bare PyTorch loop's, percent more ({_CIFAR})", 5.0, "lower", loop_overhead
+    ),
+    "gpu_cifar_epoch_seconds": DeviceBenchmark(
+        f"seconds per epoch of 50,000 images, SimSiam ({_CIFAR})", 3.0, "lower", partial(cifar_epoch, "simsiam")
+    ),
+    "gpu_cifar_gsg_epoch_seconds": DeviceBenchmark(
+        f"seconds per epoch of 50,000 images, SimSiam with GSG, fresh views ({_CIFAR})",
+        6.0,
+        "lower",
+        partial(cifar_epoch, "simsiam_gsg"),
+    ),
+    "gpu_loader_ratio": DeviceBenchmark(
+        "images a second of the loader, views on the device / views by the loader (B.1, JPEGs of 500x375)",
+        1.5,
+        "higher",
+        loader_ratio,
+    ),
+}
