@@ -100,9 +100,8 @@ Step = Callable[[], Any]
 
 def step_of(device: str, changes: dict[str, Any]) -> Step:
     """Return a training step of the profile's SimSiam with `changes`, in bf16 and channels-last, on fixed images."""
-    sizes = SIZES[device]
-    torch.manual_seed(0)
-    config = load_config(CONFIGS / sizes.profile / "simsiam.py", data=Path("data"))
+    start_as_runner()
+    config = load_config(CONFIGS / SIZES[device].profile / "simsiam.py", data=Path("data"))
     config.optim_wrapper.dtype = "bfloat16"
     model = MODELS.build(config.model | changes).train().to(device, memory_format=torch.channels_last)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
@@ -118,7 +117,7 @@ def step_of(device: str, changes: dict[str, Any]) -> Step:
 
 def supervised_step(device: str) -> Step:
     """Return a step of supervised training of the same backbone in plain PyTorch, in bf16 and channels-last."""
-    torch.manual_seed(0)
+    start_as_runner()
     name = load_config(CONFIGS / SIZES[device].profile / "simsiam.py", data=Path("data")).model.backbone.name
     model = timm.create_model(name, num_classes=1000).train().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -133,6 +132,12 @@ def supervised_step(device: str) -> Step:
         optimizer.step()
 
     return step
+
+
+def start_as_runner() -> None:
+    """Do what the Runner does with the configs' settings before it builds a model."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
 
 
 def images_of(device: str) -> Tensor:
@@ -253,7 +258,7 @@ def bare_epochs(device: str) -> list[float]:
         config = cifar_config(device, "simsiam", Path(folder))
         data = config.train_dataloader.dataset
         batches = PixelBatches(data.images, data.augmentation)
-        torch.manual_seed(0)
+        start_as_runner()
         model = MODELS.build(config.model).train().to(device, memory_format=torch.channels_last)
         model.data_preprocessor.serve(batches)
         options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}

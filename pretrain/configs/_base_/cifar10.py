@@ -37,5 +37,6 @@ optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.06, momentum=0.9, weight_de
 auto_scale_lr = dict(base_batch_size=128, enable=False)
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=200)
+env_cfg = dict(cudnn_benchmark=True)  # all batches are of one size
 default_hooks = dict(collapse=dict(type="CollapseMonitor"))
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]
