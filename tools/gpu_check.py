@@ -76,14 +76,14 @@ class KeepOutcomes:
             self.report.add("tests", report.nodeid, result)
 
 
-def run_tests(path: Path, about: dict[str, Any]) -> None:
-    """Run the tests marked `gpu`; in a process of its own, so that what they leave on the device is gone after it."""
+def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
+    """Run the tests in `folder` that are marked `gpu`, and exit: what they leave on the device goes with the process."""
     import pytest
 
     os.environ["GSG_TEST_DEVICE"] = about["device"]
     report = Report(path, about)
     report.content["tests"] = {}
-    files = [str(file) for file in sorted(TESTS.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    files = [str(file) for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "--tb=short", *files]
     sys.exit(pytest.main(options, plugins=[KeepOutcomes(report)]))
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common import bench
-from common.bench import Benchmark, Entry, Skipped, met, run_room, table
+from common.bench import Benchmark, DeviceBenchmark, Entry, Found, Skipped, met, run_room, table
 from common.cli import UserError
 
 
@@ -81,3 +81,26 @@ def test_a_room_measures_what_is_asked_for_and_says_what_cannot_be(tmp_path, cap
     assert "measuring a" not in capsys.readouterr().out
     with pytest.raises(UserError, match="unknown benchmark 'z'; known: a, b, c"):
         run_room("room.bench", "d", benchmarks, ["--only", "z"])
+
+
+def test_rows_of_a_device_replace_those_of_the_cpu_where_there_is_a_gpu(tmp_path, capsys, monkeypatch):
+    benchmarks = {"a": Benchmark("plain", 1.0, "lower", lambda: 0.5)}
+    device = {"gpu_a": DeviceBenchmark("on it", 1.0, "lower", lambda name: Found(0.25, name, 3.0))}
+
+    def measured(*argv) -> list[dict]:
+        run_room("room.bench", "d", benchmarks, ["--json", str(tmp_path / "x.json"), *argv], device)
+        return json.loads((tmp_path / "x.json").read_text())
+
+    monkeypatch.setattr(bench, "pick_bench_device", lambda: None)
+    assert [e["id"] for e in measured()] == ["a"]
+    (rehearsed,) = measured("--device", "cpu")
+    assert (rehearsed["what"], rehearsed["memory_mib"], rehearsed["rehearsal"]) == ("on it; cpu", 3.0, True)
+    assert "rehearsed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="gpu_a is measured on a GPU, and there is none; add --device cpu"):
+        measured("--only", "gpu_a")
+    monkeypatch.setattr(bench, "pick_bench_device", lambda: "cuda")
+    (entry,) = measured()
+    assert (entry["what"], entry["command"]) == ("on it; cuda", "python -m room.bench --only gpu_a --device cuda")
+    assert "rehearsal" not in entry
+    with pytest.raises(UserError, match="a is measured on the CPU; set CUDA_VISIBLE_DEVICES= to nothing"):
+        measured("--only", "a")
