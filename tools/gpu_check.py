@@ -77,7 +77,7 @@ class KeepOutcomes:
 
 
 def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
-    """Run the tests in `folder` that are marked `gpu`, and exit: what they leave on the device goes with the process."""
+    """Run the tests in `folder` marked `gpu`, and exit: what they leave on the device goes with the process."""
     import pytest
 
     os.environ["GSG_TEST_DEVICE"] = about["device"]
