@@ -67,6 +67,12 @@ class KeepOutcomes:
     def __init__(self, report: Report) -> None:
         self.report = report
 
+    def pytest_collectreport(self, report: Any) -> None:
+        """Keep a file that could not be read."""
+        if report.failed:
+            error = str(report.longrepr).strip().splitlines()[-1]
+            self.report.add("tests", report.nodeid, {"outcome": "failed", "error": error})
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keep a test's call, or what kept it from being called."""
         if report.when == "call" or report.outcome != "passed":
@@ -84,7 +90,8 @@ def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
     report = Report(path, about)
     report.content["tests"] = {}
     files = [str(file) for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
-    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "--tb=short", *files]
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "--tb=short"]
+    options += ["--continue-on-collection-errors", *files]
     sys.exit(pytest.main(options, plugins=[KeepOutcomes(report)]))
 
 
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for module, names in rows.items():
         if names and args.only != "tests":
             well &= in_process(run_benchmarks, path, about, module, names)
-    content = json.loads(path.read_text())
+    content = Report(path, about).content
     print(summary(content), flush=True)
     measured = [e for e in content["bench"].values() if "value" in e and not e.get("rehearsal")]
     missed = [entry["id"] for entry in measured if not met(entry)]

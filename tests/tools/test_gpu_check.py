@@ -85,6 +85,7 @@ def test_what_another_card_or_commit_showed_is_left_behind(tmp_path):
 def test_tests_marked_gpu_run_and_their_outcomes_are_kept(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_some.py").write_text(TESTS)
+    (tmp_path / "tests" / "test_other.py").write_text("import no_such_module  # pytest.mark.gpu")
     path = tmp_path / "gpu.json"
     assert not in_process(run_tests, path, ABOUT, tmp_path / "tests")
     found = {name.split("::")[1]: result for name, result in json.loads(path.read_text())["tests"].items()}
