@@ -90,7 +90,7 @@ def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
     report = Report(path, about)
     report.content["tests"] = {}
     files = [str(file) for file in sorted(folder.rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
-    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "--tb=short"]
+    options = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "--tb=short"]
     options += ["--continue-on-collection-errors", *files]
     sys.exit(pytest.main(options, plugins=[KeepOutcomes(report)]))
 
