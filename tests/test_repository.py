@@ -110,7 +110,9 @@ def imported(path):
 def test_a_room_imports_common_alone(room):
     files = sorted((ROOT / room).rglob("*.py"))
     assert files
-    found = {(str(f.relative_to(ROOT)), word) for f in files for word in imported(f) if word in (*ROOMS, "tests", "tools")}
+    found = {
+        (str(f.relative_to(ROOT)), word) for f in files for word in imported(f) if word in (*ROOMS, "tests", "tools")
+    }
     assert {(f, word) for f, word in found if word not in (room, "common")} == set()
 
 
