@@ -105,9 +105,12 @@ class EndlessBatches(Sampler[list[Draw]]):
 
     def _is_tall(self, place: int) -> bool:
         if place not in self._tall:
-            info = self.sampler.dataset.get_data_info(place)
-            path = Path(info["img_path"])
-            said = (info["width"], info["height"]) if "width" in info else self.sizes.get(str(path))
-            width, height = image_size(path) if said is None else said
+            width, height = self._size(self.sampler.dataset.get_data_info(place))
             self._tall[place] = height > width
         return self._tall[place]
+
+    def _size(self, info: dict[str, Any]) -> tuple[int, int]:
+        if "width" in info:
+            return info["width"], info["height"]
+        path = Path(info["img_path"])
+        return self.sizes.get(str(path)) or image_size(path)
