@@ -114,9 +114,7 @@ def _evaluate(
     for dataset in datasets(config):
         sizes |= task.preflight(dataset, args.runs / "checked")
     scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
-    workers = config.train_dataloader.num_workers  # of each process; share_batch takes them for a node's
-    said = f"{subject.name}: {share_batch(config, args.launcher)}{scaled}"
-    config.train_dataloader.num_workers = workers
+    said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
     runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
@@ -183,6 +181,17 @@ def datasets(config: Config) -> Iterator[ConfigDict]:
     """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
     yield from _leaves(config.train_dataloader.dataset)
     yield from _leaves(config.test_dataloader.dataset)
+
+
+def share(config: Config, launcher: str) -> str:
+    """Do as `common.config.share_batch`, but let each process have the config's `num_workers`, as detectron2 does.
+
+    A process's batch of two images costs its loader the same however many processes there are.
+    """
+    workers = config.train_dataloader.num_workers
+    said = share_batch(config, launcher)
+    config.train_dataloader.num_workers = workers
+    return said
 
 
 def scale_iterations(config: Config, *, fixed: bool) -> str:
