@@ -60,12 +60,7 @@ def test_proposals_are_anchors_where_the_network_moves_none() -> None:
         anchor_generator={"type": "AnchorGenerator", "scales": [8], "ratios": [0.5, 1, 2], "strides": [32]},
         bbox_coder={"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [1.0] * 4},
         loss_bbox={"type": "L1Loss", "loss_weight": 1.0},
-        test_cfg={
-            "nms_pre": 1000,
-            "max_per_img": 300,
-            "nms": {"type": "nms", "iou_threshold": 0.9},
-            "min_bbox_size": 0,
-        },
+        test_cfg=ConfigDict(nms_pre=1000, max_per_img=300, nms={"type": "nms", "iou_threshold": 0.9}, min_bbox_size=0),
     )
     torch.nn.init.zeros_(head.rpn_reg.weight)
     torch.nn.init.zeros_(head.rpn_reg.bias)
