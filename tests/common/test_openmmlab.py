@@ -500,7 +500,7 @@ def dense_detector(name: str, device: torch.device, seed: int = 0) -> tuple[Any,
     model.init_weights()
     model.to(device)
     samples = []
-    for box in ([8.0, 8, 40, 40], [20.0, 10, 60, 50]):
+    for box in ([8.3, 9.1, 40.9, 41.7], [20.6, 10.2, 60.1, 50.9]):  # no anchors at equal distances
         sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0)))
         sample.gt_instances = InstanceData(bboxes=torch.tensor([box]), labels=torch.tensor([1]))
         samples.append(sample)
