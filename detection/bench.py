@@ -66,6 +66,7 @@ def data_wait(device: str = "cpu") -> Found:
         data = Path(folder)
         if on_gpu:
             write_voc(data / "VOCdevkit")
+            torch.cuda.init()  # without which there are no statistics to reset
             torch.cuda.reset_peak_memory_stats()
         else:
             ensure_embedded(data)
