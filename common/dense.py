@@ -56,8 +56,9 @@ class Task:
     place: str  # which files the official layout has under the data root
     variant: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # config overrides that the variant means
-    # Checks a data set of the config before training; the folder is for what common.preflight remembers.
-    preflight: Callable[[ConfigDict, Path], None] = lambda dataset, cache: None
+    # Checks a data set of the config before training, and returns (width, height) by the path of each image where the
+    # annotations do not say it; the folder is for what common.preflight remembers.
+    preflight: Callable[[ConfigDict, Path], dict[str, tuple[int, int]]] = lambda dataset, cache: {}
     facts: Callable[[Config], dict[str, Any]] = lambda config: {}  # what else the record's protocol says
     # From all that the evaluator found to the record's `details`, such as the value of each class.
     details: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: {}
@@ -109,10 +110,11 @@ def _evaluate(
     if args.profile == "demo":
         ensure_embedded(args.data)
     require_layout(config, task.place)
+    sizes: dict[str, tuple[int, int]] = {}
     for dataset in datasets(config):
-        task.preflight(dataset, args.runs / "checked")
+        sizes |= task.preflight(dataset, args.runs / "checked")
     scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
-    said = f"{subject.name}: {share_batch(config, args.launcher)}{scaled}"
+    said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
     runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
@@ -123,6 +125,7 @@ def _evaluate(
         train, test = with_config_mistakes_named(
             lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
         )
+    runner.train_loop.dataloader.batch_sampler.sizes = sizes
     fingerprint = data_fingerprint(args.data, config, train, test)
     with_config_mistakes_named(runner.train)
     save_weights(runner, settings=settings)
@@ -178,6 +181,17 @@ def datasets(config: Config) -> Iterator[ConfigDict]:
     """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
     yield from _leaves(config.train_dataloader.dataset)
     yield from _leaves(config.test_dataloader.dataset)
+
+
+def share(config: Config, launcher: str) -> str:
+    """Do as `common.config.share_batch`, but let each process have the config's `num_workers`, as detectron2 does.
+
+    A process's batch of two images costs its loader the same however many processes there are.
+    """
+    workers = config.train_dataloader.num_workers
+    said = share_batch(config, launcher)
+    config.train_dataloader.num_workers = workers
+    return said
 
 
 def scale_iterations(config: Config, *, fixed: bool) -> str:

@@ -3,14 +3,16 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
+
+from common.preflight import image_size
 
 
 class Draw(NamedTuple):
@@ -74,12 +76,14 @@ class EndlessBatches(Sampler[list[Draw]]):
 
     With `by_shape`, tall images (height > width) and the others never share a batch, which saves padding:
     detectron2's and CSAIL's loaders do so. An iteration leaves out the first `skip` batches, those that a run
-    saw before it was interrupted, without reading an image.
+    saw before it was interrupted, without reading an image. `sizes`, (width, height) by path, are those of images
+    whose annotations do not say it; of an image that neither knows, the file is opened.
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False, by_shape: bool = False) -> None:
         self.sampler, self.batch_size, self.drop_last, self.by_shape = sampler, batch_size, drop_last, by_shape
         self.skip = 0
+        self.sizes: dict[str, tuple[int, int]] = {}
         self._tall: dict[int, bool] = {}
 
     def __len__(self) -> int:
@@ -101,12 +105,12 @@ class EndlessBatches(Sampler[list[Draw]]):
 
     def _is_tall(self, place: int) -> bool:
         if place not in self._tall:
-            info = self.sampler.dataset.get_data_info(place)
-            size = (info["width"], info["height"]) if "width" in info else _size(info["img_path"])
-            self._tall[place] = size[1] > size[0]
+            width, height = self._size(self.sampler.dataset.get_data_info(place))
+            self._tall[place] = height > width
         return self._tall[place]
 
-
-def _size(path: str) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
+    def _size(self, info: dict[str, Any]) -> tuple[int, int]:
+        if "width" in info:
+            return info["width"], info["height"]
+        path = Path(info["img_path"])
+        return self.sizes.get(str(path)) or image_size(path)

@@ -4,21 +4,23 @@ mmcv keeps its operators in a C++/CUDA module, `mmcv._ext`. The wheel that pip b
 and compiling it took 28.5 minutes on two cores. The protocols here need two of its operators, NMS and
 RoIAlign, and torchvision ships both for CPU and CUDA. Against the compiled ones NMS kept the same boxes and
 RoIAlign's output and gradient differed by 0.0, at no loss of speed (DESIGN.md, section 4). So where no
-compiled extension is found, `mmcv._ext` is served from torchvision.
+compiled extension is found, `mmcv._ext` is served from torchvision. So are deformable convolutions, and the focal
+loss from torch: on a GPU mmdet calls mmcv's, without which RetinaNet, FCOS and ATSS would train on a CPU alone.
 
 Call `register_detection()` or `register_segmentation()` before anything else that touches mmcv.
 """
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -32,8 +34,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     mmdet passes float32 boxes with float16 scores, which torchvision refuses: the wider type serves both.
     """
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
-    # Moving the far corner by the offset lengthens every side and every overlap by it.
-    boxes = boxes.to(dtype) + boxes.new_tensor([0, 0, offset, offset], dtype=dtype)
+    boxes = boxes.to(dtype)
+    if offset:  # moving the far corner lengthens every side and every overlap
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], 1)
     return torchvision.ops.nms(boxes, scores.to(dtype), iou_threshold)
 
 
@@ -79,14 +82,178 @@ def roi_align_backward(
     # torchvision's public function differentiates only what it has itself computed; this is its kernel.
     kernel = torch.ops.torchvision._roi_align_backward
     sizes = (aligned_height, aligned_width, *grad_input.shape)
-    if grad_output.dtype == torch.bfloat16:  # the kernel has no such type; under autocast the forward pass is float32
-        grad_output, rois = grad_output.float(), rois.float()
+    # It has no bfloat16, and in float16 it would add up the gradients of many RoIs in half precision.
+    grad_output, rois = _wide(grad_output), _wide(rois)
     grad_input.copy_(kernel(grad_output, rois, spatial_scale, *sizes, sampling_ratio, aligned))
 
 
 def _require_average(pool_mode: int) -> None:
     if pool_mode != _AVERAGE:
         raise NotImplementedError("RoIAlign needs pool_mode='avg'; only mmcv's compiled ops have 'max'")
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
+) -> None:
+    """Write the focal loss of each logit of `input` (N, C) into `output` (N, C).
+
+    `target` (N,) int64 holds class indices; C is the background. `weight` is empty, or (C,): a row's loss is
+    multiplied by its class's weight, that of the background by 1 (mmcv's kernel reads beyond the weights there).
+    """
+    sign, share = _focal_signs(input, target, weight, alpha)
+    margin = sign * _wide(input)  # the larger, the surer of the truth
+    output.copy_(-share * torch.sigmoid(-margin) ** gamma * F.logsigmoid(margin))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
+) -> None:
+    """Write the gradient of the summed loss for the logits into `grad_input` (N, C).
+
+    In closed form: autograd through torchvision's function gives NaN for sure predictions where gamma is below 1.
+    """
+    sign, share = _focal_signs(input, target, weight, alpha)
+    margin = sign * _wide(input)
+    wrong = torch.sigmoid(-margin)
+    grad_input.copy_(sign * share * wrong**gamma * (gamma * (1 - wrong) * F.logsigmoid(margin) - wrong))
+
+
+def _focal_signs(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return (N, C) twice: 1 for a row's own class and -1 for the others; its factor in the loss."""
+    own = target[:, None] == torch.arange(input.shape[1], device=input.device)
+    sign = _wide(own) * 2 - 1
+    share = (1 + sign * (2 * alpha - 1)) / 2  # alpha, or 1 - alpha
+    if weight.numel():
+        share = share * torch.cat([weight, weight.new_ones(1)])[target][:, None]
+    return sign, share
+
+
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **options: int
+) -> None:
+    """Convolve `input` (N, C, H, W) with `weight`, sampled at `offset` (N, 2 * groups * kh * kw, h, w), into `output`.
+
+    `columns` and `ones` are buffers of mmcv's kernels, here as in the functions below, and stay as they are.
+    """
+    output.copy_(_deform_conv(input, weight, offset, None, None, _geometry(options)))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **options: int,
+) -> None:
+    """Write the gradients for `input` and `offset`, given the output's."""
+    found = _deform_conv_gradients(grad_output, input, weight, offset, None, None, _geometry(options))
+    grad_input.copy_(found[0])
+    grad_offset.copy_(found[2])
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    **options: int,
+) -> None:
+    """Write the gradient for the weight, given the output's, times `scale`."""
+    weight = torch.zeros_like(grad_weight)  # mmcv does not hand it over: its gradient does not depend on it
+    found = _deform_conv_gradients(grad_output, input, weight, offset, None, None, _geometry(options))
+    grad_weight.copy_(found[1] * options["scale"])
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    *,
+    with_bias: bool,
+    **options: int,
+) -> None:
+    """Do as `deform_conv_forward`, each sample multiplied by its `mask` (N, groups * kh * kw, h, w); add `bias`."""
+    output.copy_(_deform_conv(input, weight, offset, mask, bias if with_bias else None, _geometry(options)))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    *,
+    with_bias: bool,
+    **options: int,
+) -> None:
+    """Write all five gradients, that of the bias where there is one."""
+    bias_used = bias if with_bias else None
+    found = _deform_conv_gradients(grad_output, input, weight, offset, mask, bias_used, _geometry(options))
+    for target, gradient in zip((grad_input, grad_weight, grad_offset, grad_mask), found, strict=False):
+        target.copy_(gradient)
+    if with_bias:
+        grad_bias.copy_(found[4])
+
+
+def _geometry(options: Mapping[str, int]) -> tuple[int, ...]:
+    """Return what torchvision's kernels take: stride, padding, dilation (height first), groups of weight and offset."""
+    first = ("dH", "dW", "padH", "padW", "dilationH", "dilationW")  # of the plain convolution; the modulated one's:
+    names = first if "dH" in options else ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
+    return *(options[name] for name in names), options["group"], options["deformable_group"]
+
+
+def _deform_conv(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, geometry: tuple[int, ...]
+) -> Tensor:
+    tensors = _deform_conv_inputs(input, weight, offset, mask, bias)
+    return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, mask is not None)
+
+
+def _deform_conv_gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: tuple[int, ...],
+) -> tuple[Tensor, ...]:
+    """Return the gradients for input, weight, offset, mask and bias."""
+    # torchvision's public function differentiates only what it has itself computed; this is its kernel.
+    kernel = torch.ops.torchvision._deform_conv2d_backward
+    tensors = _deform_conv_inputs(input, weight, offset, mask, bias)
+    return kernel(_wide(grad_output), *tensors, *geometry, mask is not None)
+
+
+def _deform_conv_inputs(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> list[Tensor]:
+    mask = input.new_zeros(len(input), 1) if mask is None else mask
+    bias = input.new_zeros(len(weight)) if bias is None else bias
+    return [_wide(tensor) for tensor in (input, weight, offset, mask, bias)]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return the values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _missing_op(name: str) -> Callable[..., NoReturn]:
@@ -96,11 +263,25 @@ def _missing_op(name: str) -> Callable[..., NoReturn]:
 
     def op(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
-            f"mmcv op {name!r} needs mmcv's compiled extension (build onedl-mmcv with its ops, see README); "
-            "torchvision has no such op"
+            f"mmcv op {name!r} needs mmcv's compiled extension, which is not installed here and which the protocols "
+            "do without; choose a model without this op, or install an mmcv that was compiled for this torch"
         )
 
     return op
+
+
+OPS: tuple[Callable[..., Tensor | None], ...] = (
+    nms,
+    roi_align_forward,
+    roi_align_backward,
+    sigmoid_focal_loss_forward,
+    sigmoid_focal_loss_backward,
+    deform_conv_forward,
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    modulated_deform_conv_forward,
+    modulated_deform_conv_backward,
+)
 
 
 class TorchvisionOps(MetaPathFinder, Loader):
@@ -113,11 +294,9 @@ class TorchvisionOps(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, origin="torchvision.ops") if fullname == "mmcv._ext" else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill the module: three operators, the two facts that bug reports print, an error for the rest."""
+        """Fill the module: the operators above, the two facts that bug reports print, an error for the rest."""
         vars(module).update(
-            nms=nms,
-            roi_align_forward=roi_align_forward,
-            roi_align_backward=roi_align_backward,
+            {op.__name__: op for op in OPS},
             get_compiler_version=lambda: f"none, ops from torchvision {torchvision.__version__}",
             get_compiling_cuda_version=lambda: torch.version.cuda or "not available",
             __getattr__=_missing_op,
@@ -138,6 +317,7 @@ def prepare() -> None:
 def register_detection() -> None:
     """Import mmdet and register its modules under the scope `mmdet`; prints nothing."""
     prepare()
+    _serve_batched_nms()
     with _no_onedl_notices():
         from mmdet.utils import register_all_modules
 
@@ -151,6 +331,34 @@ def register_segmentation() -> None:
         from mmseg.utils import register_all_modules
 
         register_all_modules(init_default_scope=False)
+
+
+def _serve_batched_nms() -> None:
+    """Let mmdet import `batched_nms` below as mmcv's, unless mmcv's compiled NMS, which takes no float64, is there."""
+    import mmcv.ops
+
+    extension = sys.modules["mmcv._ext"].__spec__
+    if extension is not None and isinstance(extension.loader, TorchvisionOps):
+        mmcv.ops.batched_nms = batched_nms
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: dict[str, Any] | None, class_agnostic: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Do as mmcv's `batched_nms`: NMS among the boxes (N, 4) of each class of `idxs` (N,) int64.
+
+    Like mmcv's it moves every class to a place of its own, but in float64: class 1,000 of an image of 1,333 pixels lies
+    at 1.3 million, where float32's numbers are an eighth of a pixel apart. And it copies no number to the device.
+    Returns the boxes kept with their scores (K, 5) by falling score, and their indices (K,).
+    """
+    from mmcv.ops.nms import batched_nms as mmcvs
+
+    if nms_cfg is None or nms_cfg.get("class_agnostic", class_agnostic) or boxes.shape[-1] != 4:
+        return mmcvs(boxes, scores, idxs, nms_cfg, class_agnostic)
+    apart = boxes.double()
+    apart = apart + (idxs * (apart.max() - apart.min() + 1))[:, None]
+    kept, indices = mmcvs(apart, scores, idxs, {**nms_cfg, "class_agnostic": True})
+    return torch.cat([boxes[indices], kept[:, 4:].to(boxes.dtype)], 1), indices
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""Steps of mmdet's and mmseg's data pipelines that both rooms use."""
+"""What the data of detection and segmentation go through on their way to the network: read, pinned, copied."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import TRANSFORMS
+from mmengine.structures import BaseDataElement
 
 from common.data import read_image
 
@@ -24,3 +26,32 @@ class LoadImage(BaseTransform):
         results["img"] = np.ascontiguousarray(rgb[..., ::-1])
         results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
         return results
+
+
+def pin_memory(element: BaseDataElement) -> BaseDataElement:
+    """Return the element with its tensors in pinned memory, from where copies to a GPU need not be waited for."""
+    pinned = element.new()
+    for key, value in element.items():
+        if hasattr(value, "pin_memory"):
+            pinned.set_data({key: value.pin_memory()})
+    return pinned
+
+
+# torch's loader with `pin_memory=True` looks for this method; mmengine's elements, which hold the labels, lack it.
+BaseDataElement.pin_memory = pin_memory
+
+
+class Unblocking(BaseDataPreprocessor):
+    """Goes before mmdet's or mmseg's preprocessor among a class's bases, so that nothing there waits for the GPU."""
+
+    def __init__(self, bgr_to_rgb: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._non_blocking = True  # mmseg's has no such option
+        self.bgr_to_rgb = bgr_to_rgb
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Return the batch on the device, as the other base prepares it; `inputs` are (3, H, W) uint8 BGR."""
+        data = self.cast_data(data)
+        if self.bgr_to_rgb:  # mmengine's way, a list of channels as index, is a copy to the GPU that blocks
+            data["inputs"] = [image.flip(0) for image in data["inputs"]]
+        return super().forward(data, training)

@@ -13,40 +13,49 @@ from common.cli import UserError
 from common.files import alone, sha256_of_text, write_json
 
 T = TypeVar("T")
+R = TypeVar("R")
 THREADS = 8  # most of the time goes into waiting for files
 
 
 def check_once(
     name: str,
     items: Callable[[], Sequence[T]],
-    check: Callable[[T], object],
+    check: Callable[[T], R],
     *,
     files: Iterable[Path],
     settings: str,
     cache: Path,
-) -> None:
-    """Call `check` on each of the items, with a progress bar, unless all have passed before; it raises UserError.
+) -> list[R]:
+    """Return what `check` returns of each item, which must be plain JSON; it raises UserError for a faulty one.
 
-    They count as passed as long as `files` have the names, sizes and times of change that they had then, and
-    `settings`, what else the outcome depends on, is the same. Of several processes, one checks and the others
-    wait. Raises UserError naming a file that is missing.
+    It is called, with a progress bar, unless all have passed before. They count as passed as long as `files` have the
+    names, sizes and times of change that they had then, and `settings`, what else the outcome depends on, is the same.
+    Of several processes, one checks and the others wait. Raises UserError naming a file that is missing.
     """
     key = sha256_of_text(name, settings, *(_state(file) for file in files))
     done = cache / f"{name}-{key[:16]}.json"
-    if done.is_file():
-        return
+    if (kept := _kept(done)) is not None:
+        return kept
     with alone(done):
-        if done.is_file():
-            return
+        if (kept := _kept(done)) is not None:
+            return kept
         todo = items()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
-                for _ in tqdm(pool.map(check, todo), f"checking {name}", len(todo), unit="img", mininterval=1):
-                    pass
+                found = list(tqdm(pool.map(check, todo), f"checking {name}", len(todo), unit="img", mininterval=1))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        write_json(done, {"name": name, "items": len(todo)})
+        write_json(done, {"name": name, "found": found})
+        return found
+
+
+def _kept(done: Path) -> list | None:
+    """Return what an earlier check found; None if there was none, or its file is damaged or of an older kind."""
+    try:
+        return json.loads(done.read_text(encoding="utf-8"))["found"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -22,8 +22,16 @@ class Image(NamedTuple):
     scores: np.ndarray
 
 
+class GatheredMetric(BaseMetric):
+    """A metric whose results come together through the process group."""
+
+    def __init__(self, collect_device: str = "gpu", **kwargs: Any) -> None:
+        # mmengine's name for the process group, on CPUs, too; "cpu" is a folder, which the nodes would have to share
+        super().__init__(collect_device=collect_device, **kwargs)
+
+
 @METRICS.register_module()
-class VOCAP(BaseMetric):
+class VOCAP(GatheredMetric):
     """VOC2007's 11-point AP at IoU 0.50:0.05:0.95, as detectron2's PascalVOCDetectionEvaluator has it (PROTOCOLS 5.4).
 
     `AP` is the mean over ten thresholds of the mean over the classes, `AP50` and `AP75` are those of one
@@ -124,7 +132,7 @@ def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 @METRICS.register_module()
-class COCOAP(BaseMetric):
+class COCOAP(GatheredMetric):
     """Box AP by pycocotools, at its own precision: `AP`, `AP50`, `AP75`, and `AP_per_class/<class>`.
 
     mmdet's CocoMetric rounds to a tenth of a percent, and gives no number when nothing was detected at all, which is

@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     dense.evaluate_all(task, args)
 
 
-def check(dataset: "ConfigDict", cache: Path) -> None:
-    """Check a whole data set before training starts."""
+def check(dataset: "ConfigDict", cache: Path) -> dict[str, tuple[int, int]]:
+    """Check a whole data set before training starts. Return no sizes: the annotations hold them."""
     from detection import annotations
 
     annotations.check(dataset, cache)
+    return {}
 
 
 def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, float]]:
@@ -68,7 +69,8 @@ def register() -> None:
     register_detection()
     import common.pipeline  # noqa: F401
     import detection.datasets
-    import detection.metrics  # noqa: F401
+    import detection.metrics
+    import detection.model  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -59,6 +59,10 @@ class LinearProbe(BaseModel):
 class TopK(BaseMetric):
     """Top-1 and top-5 accuracy in percent, over all processes."""
 
+    def __init__(self, collect_device: str = "gpu", **kwargs: Any) -> None:
+        # mmengine's name for the process group, on CPUs, too; "cpu" is a folder, which the nodes would have to share
+        super().__init__(collect_device=collect_device, **kwargs)
+
     def process(self, data_batch: Any, data_samples: Sequence[Tensor]) -> None:
         """Collect the hits of a batch: one tensor (5,) bool an image."""
         self.results.extend(data_samples)

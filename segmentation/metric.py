@@ -15,6 +15,10 @@ class ClasswiseIoU(IoUMetric):
     mmseg sums in float32, rounds to two decimals and keeps no class's value.
     """
 
+    def __init__(self, collect_device: str = "gpu", **kwargs: Any) -> None:
+        # mmengine's name for the process group, on CPUs, too; "cpu" is a folder, which the nodes would have to share
+        super().__init__(collect_device=collect_device, **kwargs)
+
     def compute_metrics(self, results: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, Any]:
         """Return mIoU and aAcc in percent, and `IoU_per_class`, that of each class by name, None where it has no pixel.
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 CLASSES = 150  # of ADE20K, where a config names no others
 
 
-def check(dataset: "ConfigDict", cache: Path) -> None:
-    """Check that the data set of a config is one map an image, of the same size, with its labels alone.
+def check(dataset: "ConfigDict", cache: Path) -> dict[str, tuple[int, int]]:
+    """Check that each image of a config's data set has one class map of the same size with valid labels.
 
-    Every map is decoded, and every image as far as a cut shows. Done once (`common.preflight.check_once`). Raises
-    UserError naming the first file that is wrong.
+    Return (width, height) by the path of the image. Every map is decoded, and every image as far as a cut shows. Done
+    once (`common.preflight.check_once`). Raises UserError naming the first file that is wrong.
     """
     folders = [Path(dataset.data_root) / dataset.data_prefix[key] for key in ("img_path", "seg_map_path")]
     images, maps = (
@@ -36,7 +36,7 @@ def check(dataset: "ConfigDict", cache: Path) -> None:
         if name not in images:
             raise UserError(f"annotation {path} has no image {folders[0] / name}.jpg; restore the data set")
     classes = len(dataset.metainfo.classes) if "metainfo" in dataset else CLASSES
-    check_once(
+    sizes = check_once(
         f"ade20k-{folders[0].name}",
         lambda: [(path, maps[name]) for name, path in images.items()],
         partial(check_pair, classes=classes),
@@ -44,10 +44,11 @@ def check(dataset: "ConfigDict", cache: Path) -> None:
         settings=str(classes),
         cache=cache,
     )
+    return {str(path): (width, height) for path, (width, height) in zip(images.values(), sizes, strict=True)}
 
 
-def check_pair(pair: tuple[Path, Path], classes: int) -> None:
-    """Raise UserError naming what is wrong with an image or its class map."""
+def check_pair(pair: tuple[Path, Path], classes: int) -> tuple[int, int]:
+    """Return (width, height) of an image. Raises UserError naming what is wrong with it or its class map."""
     image, path = pair
     width, height = image_size(image)
     read_class_map(path, (height, width), classes)  # 0 is unlabelled, k is class k - 1
@@ -57,3 +58,4 @@ def check_pair(pair: tuple[Path, Path], classes: int) -> None:
             opened.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {image} is truncated or corrupt ({error}); restore it") from None
+    return width, height

@@ -57,12 +57,8 @@ def facts(config: "Config") -> dict[str, Any]:
 
 def register() -> None:
     """Make mmseg's modules and ours known to the registries."""
-    import warnings
-
     from common.openmmlab import register_segmentation
 
-    # Right for a loss with class weights, whose mean leaves ignored pixels out (see the demo's config).
-    warnings.filterwarnings("ignore", message="Default ``avg_non_ignore`` is False")
     register_segmentation()
     import common.pipeline  # noqa: F401
     import segmentation.batches

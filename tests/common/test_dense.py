@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
 from common.cli import UserError
-from common.dense import fit_to_arch
+from common.config import load_config
+from common.dense import fit_to_arch, share
 
 
 @pytest.mark.parametrize("part", ["neck", "decode_head"])
@@ -15,6 +18,28 @@ def test_depth_and_channels_follow_the_checkpoint(part: str, arch: str, depth: i
     fit_to_arch(config, arch)
     assert config.model.backbone.depth == depth
     assert config.model[part] == {"in_channels": channels, "keep": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "each"), [("detection/configs/imagenet/coco.py", 2), ("segmentation/configs/imagenet/ade20k.py", 1)]
+)
+def test_each_process_has_four_workers(path: str, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    config = load_config(Path(path), data=Path("data"), options={"train_dataloader.batch_size": 8 * each})
+    share(config, "pytorch")
+    loaders = config.train_dataloader, config.test_dataloader
+    assert [loader.num_workers for loader in loaders] == [4, 4]
+    assert all(loader.pin_memory for loader in loaders)
+    assert config.train_dataloader.batch_size == each
+    assert config.train_dataloader.persistent_workers
+
+
+@pytest.mark.parametrize("path", ["detection/configs/demo/voc.py", "segmentation/configs/demo/ade20k.py"])
+def test_the_demo_needs_no_workers(path: str) -> None:
+    config = load_config(Path(path), data=Path("data"))
+    share(config, "none")
+    assert config.train_dataloader.num_workers == 0
+    assert not config.train_dataloader.persistent_workers  # torch refuses them
 
 
 @pytest.mark.parametrize("arch", ["resnet18_cifar", "vgg16"])

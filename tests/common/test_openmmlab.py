@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -110,6 +112,61 @@ def test_nms_without_boxes():
     dets, kept = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert dets.shape == (0, 5)
     assert kept.shape == (0,)
+
+
+def of_many_classes(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes of 4 to 16 pixels in clusters, in an image of 1333 pixels; scores without ties; classes up to the last."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(count // 4, 2, generator=generator).repeat(4, 1) * 1300
+    corners = centres + torch.rand(len(centres), 2, generator=generator) * 4
+    boxes = torch.cat([corners, corners + 4 + torch.rand(len(centres), 2, generator=generator) * 12], 1)
+    idxs = classes - 1 - torch.randint(0, 5, (count // 4,), generator=generator).repeat(4)
+    scores = (torch.randperm(len(boxes), generator=generator) + 1) / (len(boxes) + 1)
+    return boxes, scores, idxs
+
+
+def class_by_class(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -> list[int]:
+    """NMS among the boxes of each class alone; the kept indices by falling score."""
+    kept: list[int] = []
+    for number in idxs.unique():
+        places = (idxs == number).nonzero()[:, 0]
+        kept += places[torchvision.ops.nms(boxes[places].double(), scores[places].double(), threshold)].tolist()
+    return sorted(kept, key=lambda place: -scores[place].item())
+
+
+@STAND_IN
+@pytest.mark.parametrize(("count", "classes"), [(2000, 80), (2000, 13204), (10400, 1203)])
+def test_class_aware_nms_is_nms_of_each_class_however_many_classes(count, classes):
+    """The last has more boxes than mmcv moves apart at once."""
+    register_detection()
+    from mmdet.models.dense_heads.rpn_head import batched_nms
+
+    boxes, scores, idxs = of_many_classes(count, classes)
+    want = class_by_class(boxes, scores, idxs, 0.5)
+    assert 0.3 * count < len(want) < 0.9 * count
+    dets, kept = batched_nms(boxes, scores, idxs, {"type": "nms", "iou_threshold": 0.5})
+    assert kept.tolist() == want
+    assert torch.equal(dets, torch.cat([boxes, scores[:, None]], 1)[want])
+
+
+@STAND_IN
+def test_class_aware_nms_of_boxes_left_of_the_image_keeps_classes_apart():
+    from common.openmmlab import batched_nms
+
+    boxes = torch.tensor([[0.0, 0, 4, 4], [-5, -5, -1, -1]])  # moved by 5 pixels, the second would lie upon the first
+    _, kept = batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), {"type": "nms", "iou_threshold": 0.5})
+    assert kept.tolist() == [0, 1]
+
+
+@STAND_IN
+def test_nms_that_ignores_classes_or_is_left_out_is_mmcvs():
+    from common.openmmlab import batched_nms
+
+    boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]]), torch.tensor([0.8, 0.9])
+    idxs, config = torch.tensor([0, 1]), {"type": "nms", "iou_threshold": 0.5}
+    assert batched_nms(boxes, scores, idxs, config, class_agnostic=True)[1].tolist() == [1]
+    assert batched_nms(boxes, scores, idxs, {**config, "class_agnostic": True})[1].tolist() == [1]
+    assert batched_nms(boxes, scores, idxs, None)[1].tolist() == [1, 0]
 
 
 # ---- RoIAlign
@@ -231,14 +288,14 @@ def test_the_extension_has_a_proper_spec():
 
 @STAND_IN
 def test_an_unsupported_op_raises_when_called_and_not_before():
-    from mmcv.ops import DeformConv2d, soft_nms
+    from mmcv.ops import soft_nms, softmax_focal_loss
 
     extension = importlib.import_module("mmcv._ext")
     op = extension.no_such_op
-    with pytest.raises(NotImplementedError, match=r"mmcv op 'no_such_op' needs mmcv's compiled extension"):
+    with pytest.raises(NotImplementedError, match=r"mmcv op 'no_such_op' .*; choose a model without this op"):
         op(1, two=2)
-    with pytest.raises(NotImplementedError, match="'deform_conv_forward'"):
-        DeformConv2d(2, 2, 3)(torch.zeros(1, 2, 5, 5), torch.zeros(1, 18, 3, 3))
+    with pytest.raises(NotImplementedError, match="'softmax_focal_loss_forward'"):
+        softmax_focal_loss(torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(NotImplementedError, match="'softnms'"):
         soft_nms(torch.zeros(1, 4), torch.zeros(1))
     assert not hasattr(extension, "__wrapped__")
@@ -369,6 +426,220 @@ def test_upernet_trains_and_predicts():
         assert prediction.seg_logits.data.shape == (5, 64, 64)
 
 
+# ---- the focal loss, and the detectors whose loss it is
+
+
+@STAND_IN
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_focal_loss_and_its_gradient_are_the_formulas(reduction, gamma, weighted):
+    """-a (1 - p)^gamma log(p) of the truth's probability p; label 4 is the background, no class."""
+    from mmcv.ops import sigmoid_focal_loss
+
+    logits = torch.tensor([[0.3, -2.0, 5.0, 0.0], [-9.0, 1.0, 0.7, -0.2], [2.0, 3.0, -4.0, 9.0]]).double()
+    labels, alpha = torch.tensor([2, 4, 0]), 0.3
+    weight = torch.tensor([0.5, 2.0, 3.0, 4.0]).double() if weighted else None
+    ours, formulas = (logits.clone().requires_grad_() for _ in range(2))
+    terms = []
+    for row, label in enumerate(labels.tolist()):
+        for column in range(4):
+            p = 1 / (1 + torch.exp(-formulas[row, column]))
+            term = (
+                -alpha * (1 - p) ** gamma * torch.log(p)
+                if column == label
+                else -(1 - alpha) * p**gamma * torch.log(1 - p)
+            )
+            terms.append(term * (weight[label] if weighted and label < 4 else 1))
+    want = torch.stack(terms).reshape(3, 4)
+    want = {"none": want, "mean": want.sum() / 3, "sum": want.sum()}[reduction]  # mmcv's mean is over the rows
+    got = sigmoid_focal_loss(ours, labels, gamma, alpha, weight, reduction)
+    torch.testing.assert_close(got, want)
+    scale = torch.arange(1.0, 13).reshape(3, 4) if reduction == "none" else 1
+    (got * scale).sum().backward()
+    (want * scale).sum().backward()
+    torch.testing.assert_close(ours.grad, formulas.grad)
+
+
+@STAND_IN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_of_sure_predictions_is_finite(gamma, dtype):
+    from mmcv.ops import sigmoid_focal_loss
+
+    logits = torch.tensor([[200.0, -200], [-200, 200]], dtype=dtype, requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.tensor([0, 0]), gamma, 0.25)
+    assert loss.dtype == dtype
+    assert loss.item() == 100  # 0.25 * 200 and 0.75 * 200 of two wrong answers in two rows
+    loss.backward()
+    assert logits.grad.tolist() == [[0, 0], [-0.125, 0.375]]
+
+
+DENSE = ("retinanet_r50_fpn", "fcos_r50-caffe_fpn_gn-head_1x_coco", "atss_r50_fpn_1x_coco")
+
+
+def dense_detector(name: str, device: torch.device, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+    """A shipped one-stage detector, small, with three classes; and a batch of two images with an object each."""
+    register_detection()
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmengine.config import Config
+    from mmengine.structures import InstanceData
+
+    if name == "retinanet_r50_fpn":
+        config = shipped("mmdet", f"{name}.py")
+    else:
+        (folder,) = importlib.util.find_spec("mmdet").submodule_search_locations
+        config = Config.fromfile(Path(folder) / ".mim" / "configs" / name.split("_")[0] / f"{name}.py").model
+        config._scope_ = "mmdet"
+    config.backbone.update(depth=18, init_cfg=None, frozen_stages=-1, style="pytorch")
+    config.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+    config.bbox_head.update(in_channels=32, feat_channels=32, stacked_convs=1, num_classes=3)
+    torch.manual_seed(seed)
+    model = MODELS.build(config)
+    model.init_weights()
+    model.to(device)
+    samples = []
+    for box in ([8.3, 9.1, 40.9, 41.7], [20.6, 10.2, 60.1, 50.9]):  # no anchors at equal distances
+        sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0)))
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([box]), labels=torch.tensor([1]))
+        samples.append(sample)
+    images = list(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    return model, model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+
+
+@STAND_IN
+@pytest.mark.parametrize("name", DENSE)
+def test_one_stage_detectors_have_the_same_loss_through_mmcvs_op(name, monkeypatch):
+    """On a GPU mmdet calls the op; its own formula, for the CPU, says what the op must give."""
+    from mmdet.models.losses import FocalLoss, focal_loss
+
+    model, batch = dense_detector(name, torch.device("cpu"))
+    total, parts = {}, {}
+    for kind in ("formula", "op"):
+        if kind == "op":
+
+            def through_op(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+                return self.loss_weight * focal_loss.sigmoid_focal_loss(
+                    pred, target, weight, self.gamma, self.alpha, reduction_override or self.reduction, avg_factor
+                )
+
+            monkeypatch.setattr(FocalLoss, "forward", through_op)
+        model.zero_grad()
+        loss, parts[kind] = model.parse_losses(model(**batch, mode="loss"))
+        loss.backward()
+        total[kind] = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    torch.testing.assert_close(parts["op"], parts["formula"])
+    torch.testing.assert_close(total["op"], total["formula"], rtol=1e-4, atol=1e-6)
+    assert parts["op"]["loss_cls"] > 0
+
+
+# ---- deformable convolutions
+
+
+def slow_deform_conv(images, offsets, weight, mask=None, bias=None, *, stride, padding, dilation, groups, parts):
+    """Sum over the kernel's places, sampled one at a time; `parts` groups of channels have offsets of their own."""
+    size = [(side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side, kernel in zip(
+        images.shape[2:], weight.shape[2:], strict=True
+    )]  # fmt: skip
+    rows = []
+    for n, image in enumerate(images):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                taps = []
+                for i in range(weight.shape[2]):
+                    for j in range(weight.shape[3]):
+                        place = i * weight.shape[3] + j
+                        sampled = []
+                        for part, channels in enumerate(image.chunk(parts)):
+                            first = 2 * (part * weight.shape[2] * weight.shape[3] + place)
+                            at = [
+                                y * stride - padding + i * dilation + offsets[n, first, y, x],
+                                x * stride - padding + j * dilation + offsets[n, first + 1, y, x],
+                            ]
+                            value = sample(channels, *at)
+                            if mask is not None:
+                                value = value * mask[n, first // 2, y, x]
+                            sampled.append(value)
+                        taps.append(torch.cat(sampled))
+                columns = torch.stack(taps, 1)  # (C, kh * kw)
+                outputs = [
+                    (filters.flatten(1) @ part.flatten())
+                    for filters, part in zip(weight.chunk(groups), columns.chunk(groups), strict=True)
+                ]
+                rows.append(torch.cat(outputs) + (0 if bias is None else bias))
+    return torch.stack(rows).reshape(len(images), *size, len(weight)).permute(0, 3, 1, 2)
+
+
+def sample(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Sample (C, H, W) bilinearly at a point, zeros outside; differentiable in the point, too."""
+    value = image.new_zeros(len(image))
+    top, left = math.floor(y.detach()), math.floor(x.detach())
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
+                value = value + (1 - (y - row).abs()) * (1 - (x - column).abs()) * image[:, row, column]
+    return value
+
+
+def deformable(groups: int = 2, parts: int = 2, side: int = 5, stride: int = 2) -> dict[str, Tensor]:
+    """Images, offsets up to two pixels, weight, mask and bias in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.double) - 0.5
+
+    out = (side + 2 - 2 - 1) // stride + 1
+    return {
+        "images": draw(2, 4, side, side),
+        "offsets": draw(2, parts * 18, out, out) * 4,
+        "weight": draw(6, 4 // groups, 3, 3),
+        "mask": draw(2, parts * 9, out, out),
+        "bias": draw(6),
+    }
+
+
+@STAND_IN
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize(("groups", "parts", "stride"), [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_deformable_convolutions_and_their_gradients(groups, parts, stride, modulated):
+    from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+
+    tensors = deformable(groups, parts, stride=stride)
+    if not modulated:
+        del tensors["mask"], tensors["bias"]
+    ours, slow = ([value.clone().requires_grad_() for value in tensors.values()] for _ in range(2))
+    if modulated:
+        images, offsets, weight, mask, bias = ours
+        got = modulated_deform_conv2d(images, offsets, mask, weight, bias, stride, 1, 1, groups, parts)
+    else:
+        got = deform_conv2d(*ours, stride, 1, 1, groups, parts)
+    want = slow_deform_conv(*slow, stride=stride, padding=1, dilation=1, groups=groups, parts=parts)
+    torch.testing.assert_close(got, want)
+    scale = torch.rand(want.shape, dtype=torch.double)
+    for gradient, expected in zip(
+        torch.autograd.grad((got * scale).sum(), ours), torch.autograd.grad((want * scale).sum(), slow), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected)
+
+
+@STAND_IN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_deformable_convolution_without_offsets_is_a_convolution(dtype):
+    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+
+    torch.manual_seed(0)
+    images, offsets = torch.rand(2, 4, 9, 9, dtype=dtype), torch.zeros(2, 18, 4, 4, dtype=dtype)
+    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.02, atol=0.02)
+    plain = DeformConv2d(4, 6, 3, stride=2, padding=1, dilation=2).to(dtype)
+    modulated = ModulatedDeformConv2d(4, 6, 3, stride=2, padding=1, dilation=2).to(dtype)
+    modulated.bias.data += 1
+    found = plain(images, offsets), modulated(images, offsets, torch.ones(2, 9, 4, 4, dtype=dtype))
+    for layer, got in zip((plain, modulated), found, strict=True):
+        bias = layer.bias if isinstance(layer, ModulatedDeformConv2d) else None
+        torch.testing.assert_close(got, F.conv2d(images, layer.weight, bias, 2, 1, 2), **tolerance)
+
+
 # ---- what the user sees
 
 
@@ -418,14 +689,15 @@ def test_opencv_needs_no_display_libraries():
 
 
 @STAND_IN
-def test_roi_align_differentiates_the_types_of_autocast():
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_roi_align_differentiates_the_types_of_autocast(half):
     from mmcv.ops import roi_align
 
     rois = torch.tensor([[0.0, 1, 1, 6, 7]])
     gradients = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, half):
         image = torch.arange(64.0).reshape(1, 1, 8, 8).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast("cpu", half, enabled=dtype == half):
             pooled = roi_align(image.to(dtype), rois, 2)
         assert pooled.dtype == dtype
         pooled.float().sum().backward()

@@ -101,6 +101,14 @@ def test_shapes_come_from_the_files_where_annotations_do_not_say(tmp_path: Path)
     assert EndlessBatches(InfiniteSampler(data, seed=0), 1, by_shape=True)._is_tall(0)
 
 
+def test_known_sizes_spare_opening_the_files() -> None:
+    data = Shapes()
+    data.get_data_info = lambda place: {"img_path": f"nowhere//{place}.png"}  # type: ignore[method-assign]
+    sampler = EndlessBatches(InfiniteSampler(data, seed=0), 2, by_shape=True)
+    sampler.sizes = {f"nowhere/{place}.png": (4, 5 if place in TALL else 4) for place in range(10)}
+    assert {len({draw.place in TALL for draw in batch}) for batch in first(sampler, 50)} == {1}
+
+
 def test_a_visit_draws_from_its_seed_alone() -> None:
     data = Drawn({"type": "Shapes"})
     np.random.seed(1)

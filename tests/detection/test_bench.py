@@ -4,24 +4,47 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from common import bench as table
 from common import embedded, openmmlab
+from common.config import load_config
 from detection import bench
 
 BUILT = bench.compiled_ops() is not None
 
 
-def test_the_share_of_waiting_and_the_seconds_of_a_step(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("detection_data_wait_percent", []), ("gpu_detection_wait_percent", ["--device", "cpu"])],
+    ids=["cpu", "rehearsal"],
+)
+def test_the_share_of_waiting_and_the_seconds_of_a_step(monkeypatch, tmp_path, capsys, name, device):
+    if not device:
+        monkeypatch.setattr(table, "pick_bench_device", lambda: None)
     monkeypatch.setattr(embedded, "SCENES", {"train": 4, "val": 0, "test": 1})
-    monkeypatch.setattr(bench, "STEPS", 2)
+    monkeypatch.setitem(bench.STEPS, "cpu", 2)
     monkeypatch.chdir(tmp_path)
-    bench.main(["--only", "detection_data_wait_percent", "--json", "out.json"])
+    bench.main(["--only", name, *device, "--json", "out.json"])
     [entry] = json.loads((tmp_path / "out.json").read_text())
-    assert (entry["id"], entry["target"], entry["better"]) == ("detection_data_wait_percent", 5.0, "lower")
+    assert (entry["id"], entry["target"], entry["better"]) == (name, 5.0, "lower")
     assert 0 < entry["value"] < 100
     assert "seconds an iteration" in entry["what"]
     assert entry["command"] in capsys.readouterr().out
+
+
+def test_the_gpus_data_set_is_a_sound_voc(monkeypatch, tmp_path):
+    bench.register()
+    from detection.annotations import check
+
+    monkeypatch.setattr(bench, "IMAGES", 3)
+    bench.write_voc(tmp_path / "VOCdevkit")
+    config = load_config(bench.CONFIGS / "imagenet" / "voc.py", data=tmp_path)
+    for part in config.train_dataloader.dataset.datasets:
+        check(part, tmp_path / "checked")
+        with Image.open(next((tmp_path / "VOCdevkit" / part.data_prefix.sub_data_root).glob("JPEGImages/*"))) as image:
+            assert image.size == (500, 375)
+    assert len(list((tmp_path / "checked").glob("*.json"))) == 2
 
 
 @pytest.mark.skipif(BUILT, reason="mmcv's compiled operators are here")

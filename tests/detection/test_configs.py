@@ -164,12 +164,13 @@ def test_input(dataset: str) -> None:
     preprocessor = built(dataset).data_preprocessor
     assert preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.280, 103.530])
     assert preprocessor.std.flatten().tolist() == pytest.approx([58.395, 57.120, 57.375])
-    assert (preprocessor._channel_conversion, preprocessor.pad_size_divisor, preprocessor.pad_value) == (True, 32, 0)
+    assert (preprocessor.pad_size_divisor, preprocessor.pad_value) == (32, 0)
     # Padding comes after normalising, and is 0.
-    sample = {"inputs": [torch.full((3, 40, 70), 128, dtype=torch.uint8)], "data_samples": None}
-    [image] = preprocessor(sample)["inputs"]
+    blue_green_red = torch.tensor([10, 100, 200], dtype=torch.uint8).view(3, 1, 1).expand(3, 40, 70)
+    [image] = preprocessor({"inputs": [blue_green_red], "data_samples": None})["inputs"]
     assert image.shape == (3, 64, 96)
-    assert image[0, 0, 0].item() == pytest.approx((128 - 123.675) / 58.395)
+    expected = [(200 - 123.675) / 58.395, (100 - 116.280) / 57.120, (10 - 103.530) / 57.375]
+    assert image[:, 0, 0].tolist() == pytest.approx(expected)
     assert image[:, 40:].abs().max() == 0
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.train import register
+from tests.processes import in_two_processes
 
 register()
 from detection.metrics import COCOAP, IOUS, VOCAP, Image, voc_ap  # noqa: E402
@@ -167,6 +168,23 @@ def test_the_metric_gives_percent_and_every_class() -> None:
         "voc/AP_per_class/cat": pytest.approx(70.0),
         "voc/AP_per_class/dog": 0.0,
     }
+
+
+def test_two_processes_that_share_no_folder_count_all_images(tmp_path: Path, coco_file: Path) -> None:
+    def work(rank: int) -> dict[str, float]:
+        images = [[(0, (10, 10, 30, 30), 0.9)], []][rank]  # detections of this process's image
+        found = {}
+        for metric in (VOCAP(), COCOAP(ann_file=str(coco_file))):
+            metric.dataset_meta = {"classes": CLASSES}
+            metric.process(None, [sample(image([(0, (10, 10, 30, 30))], images), 7 + rank)])
+            found |= metric.evaluate(2)
+        return found
+
+    one, two = in_two_processes(tmp_path, work)
+    assert one == two
+    # VOC: one of two cats is found. COCO's file has no cat in the second image.
+    assert one["voc/AP_per_class/cat"] == pytest.approx(100 * 6 / 11)  # precision 1 at the recalls 0, 0.1, ... 0.5
+    assert one["coco/AP_per_class/cat"] == pytest.approx(100)
 
 
 @pytest.fixture

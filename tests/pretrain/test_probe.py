@@ -7,6 +7,7 @@ import torch
 from timm.optim import Lars
 
 from pretrain.probe import AccuracyHistory, KeepFrozen, LinearProbe, TopK, digest, history
+from tests.processes import in_two_processes
 
 
 def probe() -> LinearProbe:
@@ -61,6 +62,16 @@ def test_top_k_by_hand():
     hits = model(torch.zeros(4, 3, 32, 32), torch.tensor([0, 0, 4, 5]), mode="predict")
     metric.process(None, hits)
     assert metric.compute_metrics(metric.results) == {"top1": 50.0, "top5": 75.0}
+
+
+def test_top_k_of_two_processes_that_share_no_folder(tmp_path):
+    def work(rank):
+        metric = TopK()
+        metric.process(None, [torch.arange(5) == rank, torch.zeros(5, dtype=torch.bool)])
+        return metric.evaluate(3)  # of the four, the last repeats an image
+
+    expected = {"top1": pytest.approx(100 / 3), "top5": pytest.approx(200 / 3)}
+    assert in_two_processes(tmp_path, work) == [expected, expected]
 
 
 def test_last_and_best_epoch_are_both_kept():

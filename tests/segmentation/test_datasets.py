@@ -1,5 +1,6 @@
 """Batches and images as the network sees them, and the check of the files."""
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -123,13 +124,23 @@ def files(settings: ConfigDict, number: int) -> tuple[Path, Path]:
 
 
 def test_a_sound_data_set_is_checked_once(settings, tmp_path, capsys) -> None:
-    check(settings, tmp_path / "checked")
+    sizes = {str(files(settings, k)[0]): (16, 12) for k in (1, 2, 3, 4)}
+    assert check(settings, tmp_path / "checked") == sizes
     assert "checking ade20k-training: 100%" in capsys.readouterr().err
-    check(settings, tmp_path / "checked")
+    assert check(settings, tmp_path / "checked") == sizes
     assert capsys.readouterr().err == ""
     os.utime(files(settings, 2)[1], (0, 0))
     check(settings, tmp_path / "checked")
     assert "checking" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "ade20k-training", "items": 4}', '{"name": "ade20k-tr'])
+def test_what_a_check_left_damaged_or_in_another_form_is_made_again(settings, tmp_path, content) -> None:
+    sizes = check(settings, tmp_path / "checked")
+    [kept] = (tmp_path / "checked").glob("*.json")
+    kept.write_text(content)
+    assert check(settings, tmp_path / "checked") == sizes
+    assert json.loads(kept.read_text())["found"] == [[16, 12]] * 4
 
 
 def test_ade20k_reads_labels_as_classes_in_the_order_of_the_names(settings) -> None:

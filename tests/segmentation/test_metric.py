@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segmentation.train import register
+from tests.processes import in_two_processes
 
 register()
 
@@ -16,7 +17,7 @@ from segmentation.metric import ClasswiseIoU  # noqa: E402
 NAMES = ("wall", "sky", "tree", "road", "bed")
 
 
-def measure(pairs, names=NAMES) -> dict:
+def measure(pairs, names=NAMES, size=None) -> dict:
     metric = ClasswiseIoU()
     metric.dataset_meta = {"classes": names}
     samples = [
@@ -24,7 +25,7 @@ def measure(pairs, names=NAMES) -> dict:
         for pair in pairs
     ]
     metric.process({}, samples)
-    return metric.evaluate(len(samples))
+    return metric.evaluate(size or len(samples))
 
 
 KEYS = ("gt_sem_seg", "pred_sem_seg")
@@ -100,6 +101,11 @@ def test_nothing_labelled() -> None:
     found = measure([(zeros + 255, zeros)])
     assert (found["mIoU"], found["aAcc"]) == (0.0, 0.0)
     assert set(found["IoU_per_class"].values()) == {None}
+
+
+def test_two_processes_that_share_no_folder_count_all_images(tmp_path) -> None:
+    pairs = [(np.full((2, 3), k), np.arange(6).reshape(2, 3) % 5) for k in range(4)]
+    assert in_two_processes(tmp_path, lambda rank: measure(pairs[rank::2], size=4)) == [measure(pairs)] * 2
 
 
 def test_large_counts_are_exact() -> None:

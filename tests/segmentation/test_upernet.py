@@ -16,7 +16,7 @@ from segmentation.train import register
 
 register()
 
-from segmentation.upernet import UPerNet, UPerNetHead, most_likely, quarter  # noqa: E402
+from segmentation.upernet import LabelledCrossEntropy, UPerNet, UPerNetHead, most_likely, quarter  # noqa: E402
 
 sides = st.integers(1, 40)
 
@@ -48,7 +48,7 @@ def head(**others) -> UPerNetHead:
         "dropout_ratio": 0.0,
         "num_classes": 7,
         "norm_cfg": {"type": "BN"},
-        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True},
+        "loss_decode": {"type": "LabelledCrossEntropy"},
     }
     torch.manual_seed(0)
     result = UPerNetHead(**settings | others)
@@ -110,6 +110,36 @@ def test_the_loss_is_the_mean_over_labelled_quarter_pixels() -> None:
     labelled = labels != 255
     picked = F.log_softmax(logits, 1).permute(0, 2, 3, 1)[labelled].gather(1, labels[labelled][:, None])
     torch.testing.assert_close(losses["loss_ce"], -picked.mean())
+    right = (logits.argmax(1) == labels)[labelled].float().mean()
+    torch.testing.assert_close(losses["acc_seg"], 100 * right)
+
+
+@pytest.mark.parametrize("class_weight", [None, [0.1, 1.0, 2.0]])
+def test_the_loss_and_its_gradient_are_mmsegs(class_weight) -> None:
+    from mmseg.models.losses import CrossEntropyLoss
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    labels[0, :2] = 255
+    found = []
+    for loss in (
+        LabelledCrossEntropy(class_weight),
+        CrossEntropyLoss(class_weight=class_weight, avg_non_ignore=class_weight is None),
+    ):
+        logits = torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(1), requires_grad=True)
+        value = loss(logits, labels, ignore_index=255)
+        value.backward()
+        found.append((value.detach(), logits.grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert not LabelledCrossEntropy(class_weight).state_dict()
+
+
+def test_a_batch_without_a_labelled_pixel_has_no_loss() -> None:
+    logits = torch.ones((1, 3, 2, 2), requires_grad=True)
+    loss = LabelledCrossEntropy([1.0, 2.0, 3.0])(logits, torch.full((1, 2, 2), 255), 255)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
 
 
 @given(
@@ -141,9 +171,9 @@ def network() -> UPerNet:
         "num_classes": 7,
         "norm_cfg": {"type": "BN"},
         "align_corners": False,
-        "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+        "loss_decode": {"type": "LabelledCrossEntropy"},
     }
-    before = {"type": "SegDataPreProcessor", "mean": [1, 2, 3], "std": [10, 20, 30], "bgr_to_rgb": True}
+    before = {"type": "SegPreprocessor", "mean": [1, 2, 3], "std": [10, 20, 30], "bgr_to_rgb": True}
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         return UPerNet(backbone, decode, data_preprocessor=before | {"size_divisor": 32}).eval()

@@ -10,7 +10,7 @@ model = dict(
     # INPUT.FORMAT "RGB", PIXEL_MEAN and PIXEL_STD (ssl-transfer; the paper states the numbers); ImageList pads the
     # normalised images with 0 to FPN's size_divisibility.
     data_preprocessor=dict(
-        type="DetDataPreprocessor",
+        type="DetPreprocessor",
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
@@ -42,7 +42,7 @@ model = dict(
         init_cfg=dict(type="Caffe2Xavier", layer="Conv2d"),  # fpn.py: c2_xavier_fill
     ),
     rpn_head=dict(
-        type="RPNHead",
+        type="Float32RPNHead",
         in_channels=256,
         feat_channels=256,
         # ANCHOR_GENERATOR.SIZES 32 ... 512, one a level; ASPECT_RATIOS; OFFSET 0.
@@ -65,7 +65,7 @@ model = dict(
         # ROI_BOX_HEAD.POOLER_TYPE "ROIAlignV2" (aligned), POOLER_RESOLUTION 7, POOLER_SAMPLING_RATIO 0; a RoI of side
         # 224 reads P4 (poolers.py), so P2 serves those below 2 x 56.
         bbox_roi_extractor=dict(
-            type="SingleRoIExtractor",
+            type="Float32RoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0, aligned=True),
             out_channels=256,
             featmap_strides=[4, 8, 16, 32],

@@ -29,8 +29,9 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=2,  # in all: one GPU
-    num_workers=4,
-    persistent_workers=True,
+    num_workers=4,  # DATALOADER.NUM_WORKERS; of each process, as detectron2 has it
+    persistent_workers=True,  # the trainer ends them
+    pin_memory=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     batch_sampler=dict(type="EndlessBatches", by_shape=True),  # DATALOADER.ASPECT_RATIO_GROUPING True
     dataset=dict(
@@ -52,6 +53,7 @@ train_dataloader = dict(
 test_dataloader = dict(
     batch_size=1,
     num_workers=4,
+    pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="VOC",

@@ -26,7 +26,7 @@ sync_bn = "torch"  # with several GPUs the statistics are of all of them
 model = dict(
     type="UPerNet",
     data_preprocessor=dict(
-        type="SegDataPreProcessor",
+        type="SegPreprocessor",
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
@@ -57,8 +57,7 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        # The mean is over labelled pixels.
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0, avg_non_ignore=True),
+        loss_decode=dict(type="LabelledCrossEntropy"),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode="whole"),

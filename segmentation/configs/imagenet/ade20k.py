@@ -24,7 +24,9 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=2,  # in all, on one GPU; CSAIL's code fits neither rate nor length to another batch, nor do we
-    num_workers=4,
+    num_workers=4,  # of each process
+    persistent_workers=True,  # the trainer ends them
+    pin_memory=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     batch_sampler=dict(type="ScaledBatches", scales=scales, by_shape=True),  # one scale, tall or wide images
     dataset=dict(
@@ -37,6 +39,7 @@ train_dataloader = dict(
 test_dataloader = dict(
     batch_size=1,  # images differ in size
     num_workers=4,
+    pin_memory=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="ADE20K",

@@ -1,0 +1,39 @@
+"""The parts of mmdet's Faster R-CNN that differ here: coordinates stay in float32, and no copy blocks."""
+
+from collections.abc import Sequence
+
+from mmdet.models import DetDataPreprocessor, RPNHead, SingleRoIExtractor
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from common.pipeline import Unblocking
+
+
+@MODELS.register_module()
+class DetPreprocessor(Unblocking, DetDataPreprocessor):
+    """mmdet's DetDataPreprocessor, which does not wait for its copies to the GPU."""
+
+
+@MODELS.register_module()
+class Float32RPNHead(RPNHead):
+    """mmdet's RPNHead, whose proposals are float32 in any precision of the network.
+
+    mmdet makes the anchors in the type of the scores: in bfloat16 a corner at 1,333 pixels moves by up to 4.
+    """
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores (N, A, H, W) and box deltas (N, 4 A, H, W) of a level in float32."""
+        return tuple(output.float() for output in super().forward_single(x))
+
+
+@MODELS.register_module()
+class Float32RoIExtractor(SingleRoIExtractor):
+    """mmdet's SingleRoIExtractor, which pools in float32 in any precision of the network.
+
+    mmdet casts the RoIs to the type of the features, with the loss named above, and half-precision gradients of
+    hundreds of RoIs would add up in half precision.
+    """
+
+    def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
+        """Return the pooled features (K, C, h, w) float32 of the RoIs (K, 5: image, x1, y1, x2, y2)."""
+        return super().forward(tuple(level.float() for level in feats), rois.float(), roi_scale_factor)
