@@ -73,18 +73,12 @@ class CollapseMonitor(Hook):
 
     def __init__(self, threshold: float = 0.1, stop: bool = False) -> None:
         self.threshold, self.stop = threshold, stop
-        self._largest = 0.0
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
-        """Keep the epoch's largest std."""
-        self._largest = max(self._largest, float((outputs or {})["std"]))
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Compare it. Raises UserError when the run is to stop."""
+        """Compare the epoch's largest std. Raises UserError when the run is to stop."""
         even = unwrapped(runner.model).projection_dim ** -0.5
-        largest, self._largest = self._largest, 0.0
+        history, _ = runner.message_hub.get_scalar("train/std").data  # one value per step, also of a run before this
+        largest = history[-runner.train_loop.steps :].max()
         if largest >= self.threshold * even:
             return
         said = (
@@ -95,11 +89,3 @@ class CollapseMonitor(Hook):
             raise UserError(f"{said}; stopped as --stop-on-collapse asks; lower the learning rate or change the method")
         if runner.rank == 0:
             print(said, flush=True)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Store the epoch's maximum so far."""
-        checkpoint["largest_std"] = self._largest
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
-        self._largest = checkpoint.get("largest_std", 0.0)
