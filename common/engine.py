@@ -142,7 +142,7 @@ class Runner(MMEngineRunner):
         if self.cfg.get("channels_last"):
             model = model.to(memory_format=torch.channels_last)
             # Once for all networks that see the images, and for the backward pass; cuDNN would convert in each.
-            model.data_preprocessor.register_forward_hook(_images_channels_last)
+            model.get_submodule("data_preprocessor").register_forward_hook(_images_channels_last)
         if self.distributed and not torch.cuda.is_available():
             if self.cfg.get("sync_bn") and self.rank == 0:
                 print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)

@@ -142,8 +142,9 @@ class BYOL(SimSiam):
         The online weights do not change until the step ends, so updating here equals updating after every
         optimiser step (PROTOCOLS 1.3). Parameters only: the target's BN keeps running statistics of its own.
         """
-        online = [*self.backbone.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(list(self.target.parameters()), online, 1 - self.momentum)  # all in one kernel on a GPU
+        kept: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(kept, online, 1 - self.momentum)  # all in one kernel on a GPU
 
     @torch.no_grad()
     def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor] = ()) -> Sequence[Tensor]:
