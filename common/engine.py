@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object, all_reduce, barrier, is_distributed
 from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MMLogger
@@ -28,6 +29,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -143,13 +145,21 @@ class Runner(MMEngineRunner):
             model = model.to(memory_format=torch.channels_last)
             # Once for all networks that see the images, and for the backward pass; cuDNN would convert in each.
             model.get_submodule("data_preprocessor").register_forward_hook(_images_channels_last)
-        if self.distributed and not torch.cuda.is_available():
-            if self.cfg.get("sync_bn") and self.rank == 0:
-                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
-            unused = self.cfg.get("find_unused_parameters", False)
-            model = MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
-        else:
+        gpu = torch.cuda.is_available()
+        if not self.distributed or (gpu and model_wrapper_cfg is not None):
             model = super().wrap_model(model_wrapper_cfg, model)
+        else:
+            if self.cfg.get("sync_bn") and gpu:
+                # timm's, for mmengine's own loses the activations that some of timm's networks have inside BN layers.
+                model = convert_sync_batchnorm(model)
+            elif self.cfg.get("sync_bn") and self.rank == 0:
+                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
+            model = MMDistributedDataParallel(
+                model.to(get_device()),
+                device_ids=[torch.cuda.current_device()] if gpu else None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+            )
         if self.world_size > 1:
             torch.manual_seed(self.seed + self.rank)
         return model

@@ -195,6 +195,22 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "regnety_002"])  # the second has activations inside BN layers
+def test_with_syncbn_a_network_stays_what_it_was(monkeypatch, name):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type="SimSiam", **(SMALL | dict(backbone=dict(name=name)))))
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    want = copy.deepcopy(model)(views)["loss"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(engine, "MMDistributedDataParallel", lambda model, **kwargs: model)
+    run = Namespace(cfg=Config(dict(sync_bn="torch")), distributed=True, rank=0, world_size=1)
+    synced = Runner.wrap_model(run, None, model)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules()) == len(layers) > 0
+    assert torch.equal(synced(views)["loss"], want)  # of one process; torch's layer then needs no GPU
+
+
 # Several parts
 
 
