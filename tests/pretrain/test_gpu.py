@@ -122,14 +122,16 @@ def build(method: str, device: torch.device, **options: Any) -> nn.Module:
     return model.to(device)
 
 
-def wrapper_of(model: nn.Module, **options: Any) -> StepOptimWrapper:
+def wrapper_of(model: nn.Module, lr: float = 0.05, **options: Any) -> StepOptimWrapper:
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return StepOptimWrapper(optimizer=torch.optim.SGD(learning, lr=0.05, momentum=0.9, weight_decay=5e-4), **options)
+    return StepOptimWrapper(optimizer=torch.optim.SGD(learning, lr, momentum=0.9, weight_decay=5e-4), **options)
 
 
-def images(count: int, n: int = 16) -> list[Tensor]:
+def images(model: Any, n: int = 16) -> list[Tensor]:
+    """Return a batch of every view that the model takes, the same numbers on every device."""
     draws = torch.Generator().manual_seed(1)
-    return [torch.randn(n, 3, 32, 32, generator=draws) for _ in range(count)]
+    dtype = next(model.parameters()).dtype
+    return [torch.randn(n, 3, 32, 32, generator=draws).to(dtype) for _ in range(model.num_views)]
 
 
 def step(model: Any, wrapper: StepOptimWrapper) -> Tensor:
@@ -137,10 +139,10 @@ def step(model: Any, wrapper: StepOptimWrapper) -> Tensor:
     torch.manual_seed(7)
     if hasattr(model, "start_step"):
         model.start_step()
-    return model.train_step({"inputs": images(model.num_views)}, optim_wrapper=wrapper)["loss"]
+    return model.train_step({"inputs": images(model)}, optim_wrapper=wrapper)["loss"]
 
 
-def assert_same(one: nn.Module, other: nn.Module, bound: float = 1e-5) -> None:
+def assert_same(one: nn.Module, other: nn.Module, bound: float) -> None:
     """Compare weights within `bound`, and BN's statistics, of any size, relative to themselves as well."""
     for (name, want), got in zip(one.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(got.cpu(), want.cpu(), rtol=0, atol=bound, msg=lambda said, n=name: f"{n}: {said}")
@@ -157,7 +159,15 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
+# A ReLU whose argument is nearly 0 falls on one side on one device and on the other on another, in float32: a gradient
+# is then off by an image's share, some 0.5 %. A small learning rate keeps the weights within the bound.
+SLOW, BOUND = 0.0003, 1e-5
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "lr", "bound"), [(torch.float32, SLOW, BOUND), (torch.float64, 0.05, 1e-6)], ids=["float32", "float64"]
+)
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -172,16 +182,18 @@ def weights(model: nn.Module) -> list[Tensor]:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "plain",
 )
-def test_a_step_ends_at_the_weights_of_the_cpu(device: torch.device, method: str, options: dict[str, Any]) -> None:
+def test_a_step_ends_at_the_weights_of_the_cpu(
+    device: torch.device, method: str, options: dict[str, Any], dtype: torch.dtype, lr: float, bound: float
+) -> None:
     models = []
     for place in (torch.device("cpu"), device):
-        model = build(method, place, **(RESNET | options))
+        model = build(method, place, **(RESNET | options)).to(dtype)
         before = weights(model)
-        loss = step(model, wrapper_of(model))
+        loss = step(model, wrapper_of(model, lr))
         assert loss.device.type == place.type
-        assert moved(before, model) > 1e-3
+        assert moved(before, model) > 10 * bound
         models.append(model)
-    assert_same(*models)
+    assert_same(*models, bound=bound)
 
 
 @pytest.mark.gpu
@@ -219,19 +231,18 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scaler_goes_on_afte
 
 
 @pytest.mark.gpu
-def test_parts_add_up_to_the_whole_batch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BN frozen, so that parts do not matter to it."""
+def test_parts_add_up_to_the_whole_batch(device: torch.device) -> None:
+    """BN frozen, so that parts do not matter to it; in float64, so that no ReLU's argument changes its sign."""
     found = []
-    batch = images(2)
     for parts in (1, 4):
-        model = frozen(build("SimSiam", device, **RESNET))
-        before, size = weights(model), 16 // parts
+        model = frozen(build("SimSiam", device, **RESNET)).double()
+        before, batch, size = weights(model), images(model), 16 // parts
         batches = ({"inputs": [x[part * size : (part + 1) * size] for x in batch]} for part in range(parts))
-        runner = Namespace(model=model, optim_wrapper=wrapper_of(model), call_hook=lambda *args, **kwargs: None)
+        runner = Namespace(model=model, optim_wrapper=wrapper_of(model), call_hook=lambda *_, **__: None)
         take_step(runner, 0, batches, [1 / parts] * parts)
         assert moved(before, model) > 1e-3
         found.append(model)
-    assert_same(*found)
+    assert_same(*found, bound=1e-6)
 
 
 @pytest.mark.gpu
@@ -246,10 +257,10 @@ def test_channels_last_ends_at_the_same_weights(device: torch.device, options: d
         model.backbone.layer4.register_forward_hook(
             lambda module, inputs, out: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
         )
-        step(model, wrapper_of(model))
+        step(model, wrapper_of(model, SLOW))
         found.append(model)
     assert layouts == [False] * 2 + [True] * 2
-    assert_same(*found)
+    assert_same(*found, bound=BOUND)
 
 
 @pytest.mark.gpu
@@ -261,9 +272,9 @@ def test_compiled_ends_at_the_weights_of_eager(device: torch.device) -> None:
         model = build("SimSiam", device, **TINY_NETWORK)
         if options is not None:
             model.backbone.compile(**options)
-        step(model, wrapper_of(model))
+        step(model, wrapper_of(model, SLOW))
         found.append(model)
-    assert_same(*found, bound=1e-4)
+    assert_same(*found, bound=BOUND)
 
 
 # Runs
@@ -313,7 +324,8 @@ def test_one_process_of_a_launcher_with_syncbn_trains_as_one_alone(
 ) -> None:
     """As torchrun starts it: its environment, NCCL on a GPU, gradients averaged, SyncBN converted."""
     network = "model.backbone.name=regnety_002"  # which has activations inside BN layers
-    kept: dict[str, Any] = dict(method="simsiam_gsg", options=("train_cfg.max_epochs=1", "sync_bn=torch", network))
+    options = ("train_cfg.max_epochs=1", "sync_bn=torch", f"optim_wrapper.optimizer.lr={SLOW}", network)
+    kept: dict[str, Any] = dict(method="simsiam_gsg", options=options)
     alone = runner_of(monkeypatch, **kept).model
     monkeypatch.undo()
     monkeypatch.chdir(space)
