@@ -5,7 +5,7 @@ import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -372,57 +372,64 @@ def reads_noted(patch: pytest.MonkeyPatch, reads: list[str]) -> Iterator[None]:
         yield
 
 
-def watch_steps(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> tuple[list[int], list[str]]:
-    """Watch the steps BETWEEN_LINES; return those seen and what they read, to be filled."""
-    original, steps, reads = engine.Runner.call_hook, [], []
-    open_contexts: list[Any] = []
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, where every test run counts reads; and the device, where CUDA itself tells who waits."""
+    return torch.device("cpu") if request.param == "cpu" else request.getfixturevalue("device")
 
-    def call_hook(self: Any, name: str, **kwargs: Any) -> None:
-        number = self.iter + 1 if name in ("before_train_iter", "after_train_iter") else 0
-        if name == "before_train_iter" and number in BETWEEN_LINES:
-            steps.append(number)
-            for context in (without_waiting(device), reads_noted(monkeypatch, reads)):
-                context.__enter__()
-                open_contexts.append(context)
-        try:
+
+@pytest.fixture
+def watch(place: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return what starts to watch the steps BETWEEN_LINES, and returns those seen and what they read, to be filled."""
+    watching = ExitStack()
+
+    def start() -> tuple[list[int], list[str]]:
+        original, steps, reads = engine.Runner.call_hook, [], []
+
+        def call_hook(self: Any, name: str, **kwargs: Any) -> None:
+            if name == "before_train_iter" and self.iter + 1 in BETWEEN_LINES:
+                steps.append(self.iter + 1)
+                watching.enter_context(without_waiting(place))
+                watching.enter_context(reads_noted(monkeypatch, reads))
             original(self, name, **kwargs)
-        finally:
-            while name == "after_train_iter" and open_contexts:
-                open_contexts.pop().__exit__(None, None, None)
+            if name == "after_train_iter":
+                watching.close()
 
-    monkeypatch.setattr(engine.Runner, "call_hook", call_hook)
-    return steps, reads
+        monkeypatch.setattr(engine.Runner, "call_hook", call_hook)
+        return steps, reads
+
+    with watching:
+        yield start
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("how", [(), ("--amp", "bf16", "--channels-last")], ids=["float32", "bf16 channels-last"])
 @pytest.mark.parametrize("method", ["simsiam", "simsiam_gsg", "byol_gsg", "byol_gsg-random"])
 def test_no_step_of_pretraining_reads_from_the_device_between_log_lines(
-    device: torch.device, space: Any, monkeypatch: pytest.MonkeyPatch, method: str, how: tuple[str, ...]
+    space: Any, watch: Any, method: str, how: tuple[str, ...]
 ) -> None:
-    steps, reads = watch_steps(monkeypatch, device)
+    steps, reads = watch()
     run_train(*how, method=method, options=FEW_LINES)
     assert steps == list(BETWEEN_LINES)
     assert reads == []
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize(
     "optimizer", [(), ("type=LARS", "trust_coeff=0.001", "always_adapt=True")], ids=["SGD", "LARS"]
 )
 def test_no_step_of_the_linear_classifier_reads_from_the_device_between_log_lines(
-    device: torch.device, space: Any, monkeypatch: pytest.MonkeyPatch, optimizer: tuple[str, ...]
+    space: Any, watch: Any, optimizer: tuple[str, ...]
 ) -> None:
     run_train(options=("train_cfg.max_epochs=1",))
-    steps, reads = watch_steps(monkeypatch, device)
+    steps, reads = watch()
     options = [f"optim_wrapper.optimizer.{option}" for option in optimizer]
     linear.main(["--method", "simsiam", "--data-root", "data", "--cfg-options", *FEW_LINES, *options])
     assert steps == list(BETWEEN_LINES)
     assert reads == []
 
 
-@pytest.mark.gpu
-def test_a_step_that_reads_is_found(device: torch.device, space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_reads_is_found(
+    place: torch.device, space: Any, watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the two tests above rest on."""
     original = methods.SimSiam.loss
 
@@ -432,8 +439,8 @@ def test_a_step_that_reads_is_found(device: torch.device, space: Any, monkeypatc
         return found
 
     monkeypatch.setattr(methods.SimSiam, "loss", loss)
-    _, reads = watch_steps(monkeypatch, device)
-    if device.type == "cuda":
+    _, reads = watch()
+    if place.type == "cuda":
         with pytest.raises(RuntimeError, match="synchroniz"):
             run_train(options=FEW_LINES)
     else:
