@@ -227,7 +227,8 @@ def _require_gpus(launcher: str) -> None:
         remedy = f"set GPUS={found}"
         if launcher == "slurm":
             remedy += f", or let every task see them all (SRUN_ARGS='--gres=gpu:{wanted}', no --gpus-per-task)"
-        raise UserError(f"GPUS={wanted} processes on this machine, but each sees only {found} GPUs; {remedy}")
+        seen = f"{found} GPU" + "s" * (found != 1)
+        raise UserError(f"GPUS={wanted} processes on this machine, but each sees only {seen}; {remedy}")
 
 
 def _start_gloo(launcher: str) -> None:
@@ -467,6 +468,8 @@ class StepOutputs(RuntimeInfoHook):
     stops the run, with the step where it first was none.
     """
 
+    KEPT = 1000  # latest values of a scalar, at least; mmengine would copy all there ever were at every step
+
     def __init__(self) -> None:
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
 
@@ -511,6 +514,9 @@ class StepOutputs(RuntimeInfoHook):
         now = time.monotonic()
         hub.update_scalar("train/images_per_s", images_a_step(runner) * len(unread) / (now - self._since))
         self._since = now
+        for name, history in hub.log_scalars.items():
+            if name.startswith("train/") and len(history.data[0]) > 2 * self.KEPT:
+                hub.log_scalars[name] = HistoryBuffer(*(part[-self.KEPT :] for part in history.data))
 
 
 class FiniteWeights(Hook):

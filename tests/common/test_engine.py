@@ -162,6 +162,17 @@ def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path
     assert runner.message_hub.get_scalar("train/loss").data[0].tolist() == losses
 
 
+def test_histories_do_not_grow_with_the_run(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.StepOutputs, "KEPT", 2)
+    runner = make()
+    train(runner)
+    history, counts = runner.message_hub.get_scalar("train/loss").data
+    assert 2 <= len(history) == len(counts) <= 4
+    assert history[-1] == log(tmp_path)[-1]["loss"]
+    lengths = {len(buffer.data[0]) for buffer in runner.message_hub.log_scalars.values()}
+    assert max(lengths) <= 5  # `train/time` comes after the others have been cut
+
+
 def test_a_run_without_lines_still_reads_its_last_steps(make):
     runner = make(**{"default_hooks.progress.interval": 1000, "default_hooks.logger": None})
     train(runner)
