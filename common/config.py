@@ -68,8 +68,13 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the backbone (needs a C++ compiler)")
 
 
+def add_deterministic_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --deterministic, for trainers whose every operation has a deterministic form on GPUs."""
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, also on a GPU")
+
+
 def scale_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the config entries that the arguments of `add_scale_arguments` mean."""
+    """Return the config entries that the arguments of `add_scale_arguments` and --deterministic mean."""
     options: dict[str, Any] = {}
     if args.amp:
         options["optim_wrapper.dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[args.amp]
@@ -79,6 +84,9 @@ def scale_options(args: argparse.Namespace) -> dict[str, Any]:
         options["channels_last"] = True
     if args.compile:
         options["compile"] = True
+    if getattr(args, "deterministic", False):
+        options["randomness.deterministic"] = True
+        options["env_cfg.cudnn_benchmark"] = False  # which of its algorithms is quickest differs from run to run
     return options
 
 
@@ -89,7 +97,7 @@ def share_batch(config: Config, launcher: str) -> str:
     the total of a node; `auto_scale_lr` holds the batch that the config's learning rate is meant for. Returns
     a line that says what came out. Raises UserError when the batch cannot be shared evenly.
     """
-    world, local = _processes(launcher)
+    world, local = processes(launcher)
     loader, parts = config.train_dataloader, config.train_cfg.get("accumulate", 1)
     total = loader.batch_size
     if total % (world * parts):
@@ -113,8 +121,11 @@ def share_batch(config: Config, launcher: str) -> str:
     return said
 
 
-def _processes(launcher: str) -> tuple[int, int]:
-    """Return how many processes the launcher started, in all and on this node."""
+def processes(launcher: str) -> tuple[int, int]:
+    """Return how many processes the launcher started, in all and on this node.
+
+    Raises UserError if it started none.
+    """
     if launcher == "none":
         return 1, 1
     started_by = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
@@ -179,6 +190,8 @@ def mistake_in(error: Exception) -> str | None:
         return "config: optim_wrapper.optimizer is of an unknown `type`; correct it"
     if "No working C++ compiler" in text:
         return "torch.compile finds no working C++ compiler; install g++, or leave --compile out"
+    if found := re.search(r"(\S+) does not have a deterministic implementation", text):
+        return f"--deterministic: torch's {found[1]} has no deterministic form on this device; leave the option out"
     if isinstance(error, KeyError) and "is not in the" in text:
         return f"config: {text.strip(chr(34))}".split(". Please")[0] + "; correct the `type`"
     return None

@@ -20,21 +20,23 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object, all_reduce, barrier, is_distributed
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
-from torch import nn
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
 from common.cli import Stopped, UserError
-from common.config import mistake_in
+from common.config import mistake_in, processes
 from common.files import atomic_path, write_json
 
 LOG = "log.jsonl"
@@ -63,7 +65,7 @@ class Runner(MMEngineRunner):
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Register the config's hooks, and those that safe and exact resuming rests on."""
         super().register_hooks(*args, **kwargs)
-        for hook in (RandomState(), PlainState(), StopOnSignal(), StopOnNaN()):
+        for hook in (RandomState(), PlainState(), StopOnSignal(), FiniteWeights()):
             self.register_hook(hook)
 
     def train(self) -> Any:
@@ -92,7 +94,13 @@ class Runner(MMEngineRunner):
                 hook.close()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole."""
+        """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole.
+
+        Raises UserError, and saves nothing, if the loss or a weight is no finite number.
+        """
+        for hook in self.hooks:
+            if isinstance(hook, StepOutputs):
+                hook.read(self)
         next(hook for hook in self.hooks if isinstance(hook, RandomState)).collect()
         if self.rank != 0:
             return
@@ -100,17 +108,30 @@ class Runner(MMEngineRunner):
             super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Start the process group: mmengine's way on GPUs, gloo on CPUs, which mmengine leaves out."""
+        """Start the process group: mmengine's way on GPUs, gloo on CPUs, which mmengine leaves out.
+
+        Raises UserError where a machine has fewer GPUs than processes.
+        """
         keep_freed_memory()
-        if self.distributed and not torch.cuda.is_available() and not is_distributed():
-            _start_gloo(self.launcher)
+        if self.cfg.get("randomness", {}).get("deterministic"):
+            # cuBLAS reads it as it starts, and torch then refuses deterministic training without it.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if self.distributed and not is_distributed():
+            if torch.cuda.is_available():
+                _require_gpus(self.launcher)
+            else:
+                _start_gloo(self.launcher)
         super().setup_env(env_cfg)
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
-        """Build as mmengine does, with workers that leave it to the main process to stop."""
-        if isinstance(dataloader, dict) and not torch.cuda.is_available():
-            dataloader = {**dataloader, "pin_memory": False}  # torch would warn of it
+        """Build as mmengine does, with workers that leave it to the main process to stop.
+
+        Batches for a GPU are pinned unless the config says otherwise, so that copying them can overlap its work.
+        """
+        if isinstance(dataloader, dict):
+            gpu = torch.cuda.is_available()  # without one, torch would warn of pinning
+            dataloader = {**dataloader, "pin_memory": gpu and dataloader.get("pin_memory", True)}
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
         return loader
@@ -122,13 +143,23 @@ class Runner(MMEngineRunner):
         """
         if self.cfg.get("channels_last"):
             model = model.to(memory_format=torch.channels_last)
-        if self.distributed and not torch.cuda.is_available():
-            if self.cfg.get("sync_bn") and self.rank == 0:
-                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
-            unused = self.cfg.get("find_unused_parameters", False)
-            model = MMDistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused)
-        else:
+            # Once for all networks that see the images, and for the backward pass; cuDNN would convert in each.
+            model.get_submodule("data_preprocessor").register_forward_hook(_images_channels_last)
+        gpu = torch.cuda.is_available()
+        if not self.distributed or (gpu and model_wrapper_cfg is not None):
             model = super().wrap_model(model_wrapper_cfg, model)
+        else:
+            if self.cfg.get("sync_bn") and gpu:
+                # timm's, for mmengine's own loses the activations that some of timm's networks have inside BN layers.
+                model = convert_sync_batchnorm(model)
+            elif self.cfg.get("sync_bn") and self.rank == 0:
+                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
+            model = MMDistributedDataParallel(
+                model.to(get_device()),
+                device_ids=[torch.cuda.current_device()] if gpu else None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+            )
         if self.world_size > 1:
             torch.manual_seed(self.seed + self.rank)
         return model
@@ -178,6 +209,26 @@ def keep_freed_memory() -> None:
 def unwrapped(model: nn.Module) -> Any:
     """Return the model itself, without the wrapper that averages gradients over processes."""
     return model.module if is_model_wrapper(model) else model
+
+
+def _images_channels_last(preprocessor: nn.Module, arguments: Any, batch: Any) -> Any:
+    """Return what a data preprocessor made, with its batches of images (N, C, H, W) channels-last in memory."""
+    return apply_to(
+        batch,
+        lambda value: isinstance(value, Tensor) and value.ndim == 4,
+        lambda images: images.contiguous(memory_format=torch.channels_last),
+    )
+
+
+def _require_gpus(launcher: str) -> None:
+    """Raise UserError if this machine runs more processes than this one sees GPUs: each takes the GPU of its number."""
+    wanted, found = processes(launcher)[1], torch.cuda.device_count()
+    if wanted > found:
+        remedy = f"set GPUS={found}"
+        if launcher == "slurm":
+            remedy += f", or let every task see them all (SRUN_ARGS='--gres=gpu:{wanted}', no --gpus-per-task)"
+        seen = f"{found} GPU" + "s" * (found != 1)
+        raise UserError(f"GPUS={wanted} processes on this machine, but each sees only {seen}; {remedy}")
 
 
 def _start_gloo(launcher: str) -> None:
@@ -359,8 +410,11 @@ def _obey_parent() -> None:
 class StopOnSignal(Hook):
     """On a signal to stop, save after the step and leave, so that the run can resume; at a second Ctrl-C, at once.
 
-    A signal to one of several processes stops all of them after the same step.
+    A signal to one of several processes stops all of them after the same step. They ask each other every `POLL`
+    steps, because the answer waits for all of their GPUs, and at the end of an epoch.
     """
+
+    POLL = 10
 
     priority = "LOWEST"  # after the log's line and the schedulers of the step
 
@@ -383,11 +437,15 @@ class StopOnSignal(Hook):
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Save and raise Stopped if a signal came."""
-        agreed = torch.tensor(self._received)
-        all_reduce(agreed, "max")
-        received = int(agreed)
+        step, received = runner.iter + 1, self._received
+        if runner.world_size > 1:
+            last = getattr(runner.train_loop, "steps", runner.max_iters)  # of an epoch, or of the run
+            if step % self.POLL and step % last:
+                return
+            agreed = torch.tensor(received)
+            all_reduce(agreed, "max")
+            received = int(agreed)
         if received:
-            step = runner.iter + 1
             # Also where the step was just saved: whether the file is there is not the same to all processes yet.
             runner.save_checkpoint(runner.work_dir, f"iter_{step}.pth", by_epoch=False)
             barrier()  # a launcher ends all processes when the first one leaves
@@ -400,29 +458,83 @@ class StopOnSignal(Hook):
         self._previous = {}
 
 
-class StopOnNaN(Hook):
-    """Stop when the loss is no number any more, and let no such weights into a checkpoint."""
+@HOOKS.register_module(name="RuntimeInfoHook", force=True)
+class StepOutputs(RuntimeInfoHook):
+    """mmengine's hook of this name, which takes the steps' outputs to the message hub, but not at every step.
 
-    priority = "ABOVE_NORMAL"  # before checkpoints are written
+    Reading a number waits until the GPU has computed it, and an idle GPU then waits for the next step. So the
+    outputs stay where they are until a line is logged, an epoch ends or a checkpoint is to be written; those of all
+    steps since are then read at once, and `train/images_per_s` is measured up to there. A loss that is no number
+    stops the run, with the step where it first was none.
+    """
+
+    KEPT = 1000  # latest values of a scalar, at least; mmengine would copy all there ever were at every step
+
+    def __init__(self) -> None:
+        self._unread: list[tuple[int, dict[str, Tensor]]] = []
+
+    def before_train(self, runner: MMEngineRunner) -> None:
+        """Note at which steps lines are logged."""
+        super().before_train(runner)
+        self._intervals = {hook.interval for hook in runner.hooks if isinstance(hook, Progress | LoggerHook)}
+
+    def before_train_epoch(self, runner: MMEngineRunner) -> None:
+        """Start the clock: what came between two epochs is no part of a step."""
+        super().before_train_epoch(runner)
+        self._since = time.monotonic()
 
     def after_train_iter(
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Raise UserError naming the step and the last checkpoint."""
-        loss = torch.as_tensor((outputs or {}).get("loss", 0.0)).item()
-        if not math.isfinite(loss):
-            self._stop(runner, f"the loss is {loss} at step {runner.iter + 1}")
+        """Keep the step's outputs, and read all that are kept if a line is logged now."""
+        step = runner.iter + 1
+        self._unread.append((step, {name: value.detach() for name, value in (outputs or {}).items()}))
+        logged = any(step % interval == 0 for interval in self._intervals)
+        if logged or self.end_of_epoch(runner.train_dataloader, batch_idx):  # where LoggerHook may log too
+            self.read(runner)
+
+    def after_train_epoch(self, runner: MMEngineRunner) -> None:
+        """Read what is left."""
+        self.read(runner)
+
+    def read(self, runner: MMEngineRunner) -> None:
+        """Take the kept outputs to the message hub. Raises UserError naming the first step whose loss is no number."""
+        unread, self._unread = self._unread, []
+        values = [value for _, outputs in unread for value in outputs.values()]
+        if not values:
+            return
+        numbers = iter(torch.stack(values).tolist())
+        hub = runner.message_hub
+        for step, outputs in unread:
+            for name in outputs:
+                number = next(numbers)
+                if name == "loss" and not math.isfinite(number):
+                    _stop_for_nan(runner, f"the loss is {number} at step {step}")
+                hub.update_scalar(f"train/{name}", number)
+        now = time.monotonic()
+        hub.update_scalar("train/images_per_s", images_a_step(runner) * len(unread) / (now - self._since))
+        self._since = now
+        for name, history in hub.log_scalars.items():
+            if name.startswith("train/") and len(history.data[0]) > 2 * self.KEPT:
+                hub.log_scalars[name] = HistoryBuffer(*(part[-self.KEPT :] for part in history.data))
+
+
+class FiniteWeights(Hook):
+    """Let no weights into a checkpoint that are no finite numbers."""
+
+    priority = "ABOVE_NORMAL"
 
     def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
         """Raise UserError, and so save nothing, if a weight is no finite number."""
         for name, value in checkpoint["state_dict"].items():
             if value.is_floating_point() and not value.isfinite().all():
-                self._stop(runner, f"{name} is no longer finite after step {runner.iter + 1}")
+                _stop_for_nan(runner, f"{name} is no longer finite after step {runner.iter + 1}")
 
-    def _stop(self, runner: MMEngineRunner, what: str) -> NoReturn:
-        good = newest_resume_file(Path(runner.work_dir))
-        remedy = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
-        raise UserError(f"{what}; {remedy}; lower the learning rate, or look at the data, and start again")
+
+def _stop_for_nan(runner: MMEngineRunner, what: str) -> NoReturn:
+    good = newest_resume_file(Path(runner.work_dir))
+    remedy = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+    raise UserError(f"{what}; {remedy}; lower the learning rate, or look at the data, and start again")
 
 
 @HOOKS.register_module()
@@ -557,16 +669,12 @@ def _lengths(runner: MMEngineRunner) -> dict[str, int]:
 
 
 def _scalars(runner: MMEngineRunner, prefix: str) -> dict[str, float]:
-    """Return the latest value of each scalar under `prefix`, and images/s for `train/`."""
-    found = {
+    """Return the latest value of each scalar under `prefix`; times are left out, being those of the host alone."""
+    return {
         key.removeprefix(prefix): float(buffer.current())
         for key, buffer in runner.message_hub.log_scalars.items()
-        if key.startswith(prefix) and len(buffer.data[0])
+        if key.startswith(prefix) and len(buffer.data[0]) and key not in ("train/time", "train/data_time")
     }
-    if seconds := found.pop("time", None):
-        found["images_per_s"] = images_a_step(runner) / seconds
-    found.pop("data_time", None)
-    return found
 
 
 def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none") -> None:

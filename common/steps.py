@@ -75,7 +75,8 @@ class StepOptimWrapper(AmpOptimWrapper):
     """mmengine's wrapper for steps that the loop divides into parts, in any precision on any device.
 
     `dtype`: None (float32), "bfloat16", or "float16", whose gradients are scaled. mmengine's own refuses to
-    run on a CPU. `share` and `last` are set by the loop for each part: its weight in the step's mean loss,
+    run on a CPU. Only float16 reads from the device in a step: whether a gradient overflowed, and the step is
+    left out. `share` and `last` are set by the loop for each part: its weight in the step's mean loss,
     and whether the step ends with it.
     """
 

@@ -67,10 +67,18 @@ def choose_views(image: Pair, reference: Pair, guide: str) -> tuple[Tensor, Tens
     elif guide == "farthest":
         pair = distance.argmax(dim=1)
     elif guide == "random":
-        pair = torch.randint(4, (len(distance),)).to(distance.device)
+        pair = sent(torch.randint(4, (len(distance),)), distance.device)
     else:
         raise ValueError(f"unknown guide '{guide}'; known: {', '.join(GUIDES)}")
     return pair // 2, pair % 2
+
+
+def sent(draw: Tensor, device: torch.device) -> Tensor:
+    """Return on `device` what was drawn on the CPU, where a seed means the same numbers on every device.
+
+    A GPU's queued work is not waited for: the copy joins the queue, from pinned memory.
+    """
+    return draw.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draw.to(device)
 
 
 def pick(view: Tensor, pair: Pair) -> Tensor:

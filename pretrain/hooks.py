@@ -73,18 +73,19 @@ class CollapseMonitor(Hook):
 
     def __init__(self, threshold: float = 0.1, stop: bool = False) -> None:
         self.threshold, self.stop = threshold, stop
-        self._largest = 0.0
+        self._largest: torch.Tensor | float = 0.0  # a tensor stays on the device until the epoch ends
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Keep the epoch's largest std."""
-        self._largest = max(self._largest, float((outputs or {})["std"]))
+        std, largest = (outputs or {})["std"], self._largest
+        self._largest = torch.maximum(std, largest) if isinstance(largest, torch.Tensor) else std.clamp(min=largest)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Compare it. Raises UserError when the run is to stop."""
         even = unwrapped(runner.model).projection_dim ** -0.5
-        largest, self._largest = self._largest, 0.0
+        largest, self._largest = float(self._largest), 0.0
         if largest >= self.threshold * even:
             return
         said = (
@@ -98,7 +99,7 @@ class CollapseMonitor(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Store the epoch's maximum so far."""
-        checkpoint["largest_std"] = self._largest
+        checkpoint["largest_std"] = float(self._largest)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Restore it."""

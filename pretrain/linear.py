@@ -12,6 +12,7 @@ from mmengine.config import Config
 from common import cli
 from common.config import (
     add_config_arguments,
+    add_deterministic_argument,
     add_scale_arguments,
     config_sha256,
     load_config,
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser("pretrain.linear", "linear classifier on frozen features", reads_checkpoint=True)
     add_config_arguments(parser)
     add_scale_arguments(parser)
+    add_deterministic_argument(parser)
     parser.add_argument("--data-root", type=Path, help="train and test on this ImageFolder (train/, val/)")
     args = parser.parse_args(argv)
     cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
 from common.cli import UserError
-from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, negative_cosine, pick
+from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, negative_cosine, pick, sent
 from pretrain.heads import predictor as build_predictor
 from pretrain.heads import projector as build_projector
 
 VIEWS = ("fresh", "shared")
+# Batches come from pinned memory, so copying one to a GPU need not stop the process that prepares its step.
+OVERLAPPING = dict(type="BaseDataPreprocessor", non_blocking=True)
 
 
 @MODELS.register_module()
@@ -40,7 +42,7 @@ class SimSiam(BaseModel):
         views: str = "fresh",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"data_preprocessor": OVERLAPPING, **kwargs})
         if guide not in GUIDES:
             raise UserError(f"config: unknown guide '{guide}'; known: {', '.join(GUIDES)}")
         if views not in VIEWS:
@@ -109,8 +111,8 @@ class SimSiam(BaseModel):
             return None
         n, device = len(t[0]), t[0].device
         if self.views == "shared":
-            return image.at(derangement(n).to(device))
-        return Views(t[2], t[3], p[2], p[3]).at(torch.randperm(n).to(device))
+            return image.at(sent(derangement(n), device))
+        return Views(t[2], t[3], p[2], p[3]).at(sent(torch.randperm(n), device))
 
 
 @MODELS.register_module()
@@ -140,9 +142,9 @@ class BYOL(SimSiam):
         The online weights do not change until the step ends, so updating here equals updating after every
         optimiser step (PROTOCOLS 1.3). Parameters only: the target's BN keeps running statistics of its own.
         """
-        online = [*self.backbone.parameters(), *self.projector.parameters()]
-        for kept, new in zip(self.target.parameters(), online, strict=True):
-            kept.lerp_(new, 1 - self.momentum)
+        kept: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(kept, online, 1 - self.momentum)  # all in one kernel on a GPU
 
     @torch.no_grad()
     def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor] = ()) -> Sequence[Tensor]:
@@ -154,7 +156,7 @@ class BYOL(SimSiam):
         if not self.chosen_only:
             return super().loss(inputs)
         t = [t_view.float() for t_view in self.targets(inputs)]
-        order = torch.randperm(len(t[0])).to(t[0].device)
+        order = sent(torch.randperm(len(t[0])), t[0].device)
         images, references = (inputs[0], inputs[1]), (inputs[2][order], inputs[3][order])
         image_t, reference_t = (t[0], t[1]), (t[2][order], t[3][order])
         chosen = choose_views(image_t, reference_t, self.guide)

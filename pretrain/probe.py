@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
 from common.engine import unwrapped
+from pretrain.methods import OVERLAPPING
 
 OPTIMIZERS.register_module(name="LARS", module=Lars, force=True)
 
@@ -29,7 +30,7 @@ class LinearProbe(BaseModel):
     """
 
     def __init__(self, backbone: dict[str, Any], num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"data_preprocessor": OVERLAPPING, **kwargs})
         self.backbone = build_backbone(**backbone).requires_grad_(False)
         self.fc = nn.Linear(feature_dim(self.backbone), num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
@@ -48,7 +49,7 @@ class LinearProbe(BaseModel):
         """Return the cross-entropy of images (N, 3, H, W) with labels (N,), or with mode "predict" the top-5 hits."""
         with torch.no_grad():
             features = self.backbone(inputs)
-        logits = self.fc(features)
+        logits = self.fc(features).float()  # under mixed precision, too, the loss is taken in float32
         if mode == "loss":
             return {"loss": F.cross_entropy(logits, labels)}
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from common import cli
 from common.config import (
     add_config_arguments,
+    add_deterministic_argument,
     add_scale_arguments,
     config_sha256,
     load_config,
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.parser("pretrain.train", "pretrain SimSiam or BYOL, with or without GSG, and export the backbone")
     add_config_arguments(parser)
     add_scale_arguments(parser)
+    add_deterministic_argument(parser)
     parser.add_argument("--data-root", type=Path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
     parser.add_argument("--device-views", action="store_true", help="make the views on the GPU, a batch at a time")
     parser.add_argument("--skip-corrupt", action="store_true", help="pass over corrupt images and count them")

@@ -132,6 +132,17 @@ def test_a_mistake_in_an_entry_is_named(entry, says):
     assert len(line.splitlines()) == 1
 
 
+def test_an_operation_without_a_deterministic_form_is_named():
+    error = RuntimeError(
+        "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation"
+    )
+    assert mistake_in(error) == (
+        "--deterministic: torch's adaptive_avg_pool2d_backward_cuda has no deterministic form on this device; "
+        "leave the option out"
+    )
+
+
 @pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("loss"), ValueError("x"), KeyError("")])
 def test_errors_of_ours_are_not_taken_for_the_user_s(error):
     assert mistake_in(error) is None

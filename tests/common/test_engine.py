@@ -4,6 +4,9 @@ import errno
 import gc
 import json
 import os
+import signal
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from torch.utils.data import Dataset
 from common import engine
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, load_checkpoint, save_checkpoint
-from common.cli import UserError
+from common.cli import Stopped, UserError
 from common.engine import build_runner, newest_resume_file, read_resume_file, set_run, train, truncate_log
 
 EPOCHS, STEPS, BATCH = 3, 4, 2  # steps are those of an epoch
@@ -132,6 +135,97 @@ def test_a_run_logs_its_progress(make, tmp_path, capsys):
     assert all("loss" in line and "images_per_s" in line for line in shown)
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == {"config_sha256": "settings", "finished": True}
     assert work(tmp_path) == ["epoch_2.pth", "epoch_3.pth"]
+
+
+def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path, monkeypatch):
+    """Lines every 3 of 12 steps, in epochs of 4: the last value is logged, and the history holds every one."""
+    losses, reads = [], []
+    forward, read = TinyModel.forward, engine.StepOutputs.read
+
+    def spy(self, inputs, mode="loss"):
+        out = forward(self, inputs, mode)
+        losses.append(out["loss"].item())
+        return out
+
+    monkeypatch.setattr(TinyModel, "forward", spy)
+
+    def note(self, runner):
+        if self._unread:
+            reads.append(len(losses))
+        read(self, runner)
+
+    monkeypatch.setattr(engine.StepOutputs, "read", note)
+    runner = make(**{"default_hooks.progress.interval": 3, "default_hooks.logger": None})
+    train(runner)
+    assert reads == [3, 4, 6, 8, 9, 12]
+    assert {line["step"]: line["loss"] for line in log(tmp_path)} == {step: losses[step - 1] for step in reads}
+    assert runner.message_hub.get_scalar("train/loss").data[0].tolist() == losses
+
+
+def test_histories_do_not_grow_with_the_run(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.StepOutputs, "KEPT", 2)
+    runner = make()
+    train(runner)
+    history, counts = runner.message_hub.get_scalar("train/loss").data
+    assert 2 <= len(history) == len(counts) <= 4
+    assert history[-1] == log(tmp_path)[-1]["loss"]
+    lengths = {len(buffer.data[0]) for buffer in runner.message_hub.log_scalars.values()}
+    assert max(lengths) <= 5  # `train/time` comes after the others have been cut
+
+
+def test_a_run_without_lines_still_reads_its_last_steps(make):
+    runner = make(**{"default_hooks.progress.interval": 1000, "default_hooks.logger": None})
+    train(runner)
+    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == EPOCHS * STEPS
+
+
+def test_images_per_second_are_those_of_the_clock_without_what_comes_between_epochs(make, tmp_path):
+    class Pause(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            time.sleep(0.05)
+
+        def after_train_epoch(self, runner):
+            time.sleep(1)
+
+    runner = make()
+    runner.register_hook(Pause())
+    train(runner)
+    speeds = [line["images_per_s"] for line in log(tmp_path)]
+    assert all(2 * BATCH / 1 < speed < BATCH / 0.05 for speed in speeds)  # two steps between lines
+
+
+@pytest.mark.parametrize(("world", "steps"), [(1, range(1, 33)), (2, (10, 12, 20, 24, 30))])
+def test_processes_ask_each_other_for_signals_at_the_same_few_steps(monkeypatch, world, steps):
+    """12 steps in an epoch; the other process got SIGTERM. One process alone stops after the very step."""
+    asked = []
+
+    def all_reduce(received, op):
+        assert op == "max"
+        asked.append(runner.iter + 1)
+
+    monkeypatch.setattr(engine, "all_reduce", all_reduce)
+    runner = Namespace(world_size=world, train_loop=Namespace(steps=12), max_iters=36)
+    hook = engine.StopOnSignal()
+    for runner.iter in range(32):
+        hook.after_train_iter(runner, 0)
+    assert asked == ([] if world == 1 else list(steps))
+    hook._received = signal.SIGTERM
+    saved = []
+    runner.save_checkpoint = lambda folder, name, by_epoch: saved.append(name)
+    runner.work_dir, runner.iter = "w", steps[-1] - 1
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step {steps[-1]}"):
+        hook.after_train_iter(runner, 0)
+    assert saved == [f"iter_{steps[-1]}.pth"]
+
+
+def test_batches_for_a_gpu_are_pinned_unless_the_config_says_otherwise(monkeypatch):
+    def pinned(**options):
+        loader = dict(dataset=[1, 2], batch_size=1, sampler=range(2), collate_fn=dict(type="default_collate"))
+        return engine.Runner.build_dataloader(loader | options, seed=0).pin_memory
+
+    assert (pinned(), pinned(pin_memory=True)) == (False, False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (pinned(), pinned(pin_memory=False)) == (True, False)
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(make, tmp_path):

@@ -216,6 +216,14 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoi
     assert load_checkpoint(space / "checkpoints/demo/simsiam.pth")
 
 
+def test_a_loss_that_is_no_number_between_lines_is_found_before_a_checkpoint_is_written(space, monkeypatch):
+    break_at(monkeypatch, 5, float("nan"))
+    options = ("train_dataloader.batch_size=2", "default_hooks.checkpoint.interval=2")  # six steps an epoch
+    with pytest.raises(UserError, match=r"the loss is nan at step 5; the last good checkpoint is .*iter_4\.pth"):
+        run_train(options=(*options, "default_hooks.progress.interval=100"))
+    assert not (space / "runs/demo/pretrain/simsiam/iter_6.pth").exists()
+
+
 def test_weights_that_are_no_numbers_are_never_saved(space, monkeypatch):
     """The step whose update overflows has a finite loss; its checkpoint would be the last."""
     original = torch.optim.SGD.step

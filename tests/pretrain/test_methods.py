@@ -131,6 +131,20 @@ def test_byol_target_moves_by_one_percent_a_step_and_not_in_a_forward_pass():
     assert all(torch.equal(old, new) for old, new in zip(moved, model.target.parameters(), strict=True))
 
 
+def test_the_target_moves_as_by_one_lerp_per_parameter():
+    torch.manual_seed(0)
+    model = BYOL(**SMALL)
+    with torch.no_grad():
+        for parameter in model.target.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    online = [*model.backbone.parameters(), *model.projector.parameters()]
+    want = [
+        old.detach().lerp(new, 1 - model.momentum) for old, new in zip(model.target.parameters(), online, strict=True)
+    ]
+    model.start_step()
+    assert all(torch.equal(new, old) for new, old in zip(model.target.parameters(), want, strict=True))
+
+
 def test_byol_gives_the_target_no_gradient_and_uses_its_projections():
     torch.manual_seed(0)
     model = BYOL(**SMALL, guide="nearest")

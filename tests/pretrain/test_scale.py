@@ -24,7 +24,7 @@ from common.config import share_batch
 from common.engine import Runner, unwrapped
 from pretrain import hooks, knn, train
 from pretrain.loop import ResumableEpochLoop
-from tests.pretrain.tiny import ROOT, TINY, log, run_train, weights_and_log
+from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
 
 SMALL = dict(
     backbone=dict(name="test_resnet"), projector=dict(layers=2, dim=16), predictor=dict(hidden_dim=8), guide="none"
@@ -195,6 +195,22 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "regnety_002"])  # the second has activations inside BN layers
+def test_with_syncbn_a_network_stays_what_it_was(monkeypatch, name):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type="SimSiam", **(SMALL | dict(backbone=dict(name=name)))))
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    want = copy.deepcopy(model)(views)["loss"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(engine, "MMDistributedDataParallel", lambda model, **kwargs: model)
+    run = Namespace(cfg=Config(dict(sync_bn="torch")), distributed=True, rank=0, world_size=1)
+    synced = Runner.wrap_model(run, None, model)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synced.modules()) == len(layers) > 0
+    assert torch.equal(synced(views)["loss"], want)  # of one process; torch's layer then needs no GPU
+
+
 # Several parts
 
 
@@ -290,6 +306,62 @@ def test_channels_last_changes_the_layout_and_not_the_result(space, monkeypatch)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     for name, value in plain.model.named_parameters():
         torch.testing.assert_close(other.model.get_parameter(name), value, rtol=1e-3, atol=1e-4)
+
+
+def test_images_are_channels_last_where_the_networks_see_them(space, monkeypatch):
+    """The target's too, and the chosen ones: layouts survive a permutation and a choice."""
+    project, seen = pretrain.methods.SimSiam.project, []
+
+    def note(x):
+        seen.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+
+    monkeypatch.setattr(pretrain.methods.SimSiam, "project", lambda self, x: (note(x), project(self, x))[1])
+    targets = pretrain.methods.BYOL.targets
+    monkeypatch.setattr(
+        pretrain.methods.BYOL,
+        "targets",
+        lambda self, inputs, z=(): ([note(x) for x in inputs], targets(self, inputs, z))[1],
+    )
+    run_train("--channels-last", method="byol_gsg", options=("model.chosen_only=True", "train_cfg.max_epochs=1"))
+    assert seen == [True] * 3 * (4 + 2)
+
+
+def test_deterministic_is_a_setting_of_its_own_and_asks_cublas_for_it(space, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    run_train()
+    remove_export(space)
+    try:
+        runner = runner_of(monkeypatch, "--deterministic", options=("env_cfg.cudnn_benchmark=True",))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert runner.cfg.randomness == dict(seed=0, deterministic=True)
+    remove_export(space)
+    state = space / "runs/demo/pretrain/simsiam/run.json"
+    state.write_text(state.read_text().replace("true", "false"))  # as if interrupted
+    with pytest.raises(UserError, match="other settings"):
+        run_train("--resume")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "says"),
+    [
+        ("pytorch", dict(WORLD_SIZE="6", LOCAL_WORLD_SIZE="3", RANK="0", LOCAL_RANK="0"), "only 2 GPUs; set GPUS=2$"),
+        ("slurm", dict(SLURM_NTASKS="6", SLURM_NNODES="2", SLURM_PROCID="0"), "set GPUS=2, or .*--gres=gpu:3"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_before_they_meet(space, monkeypatch, launcher, environment, says):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=f"GPUS=3 processes on this machine, .*{says}"):
+        run_train("--launcher", launcher, options=("train_dataloader.batch_size=12",))
+    assert not torch.distributed.is_initialized()
 
 
 def test_compile_compiles_the_backbone_and_keeps_its_names(space, monkeypatch):
