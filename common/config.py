@@ -89,7 +89,7 @@ def share_batch(config: Config, launcher: str) -> str:
     the total of a node; `auto_scale_lr` holds the batch that the config's learning rate is meant for. Returns
     a line that says what came out. Raises UserError when the batch cannot be shared evenly.
     """
-    world, local = _processes(launcher)
+    world, local = processes(launcher)
     loader, parts = config.train_dataloader, config.train_cfg.get("accumulate", 1)
     total = loader.batch_size
     if total % (world * parts):
@@ -113,8 +113,11 @@ def share_batch(config: Config, launcher: str) -> str:
     return said
 
 
-def _processes(launcher: str) -> tuple[int, int]:
-    """Return how many processes the launcher started, in all and on this node."""
+def processes(launcher: str) -> tuple[int, int]:
+    """Return how many processes the launcher started, in all and on this node.
+
+    Raises UserError if it started none.
+    """
     if launcher == "none":
         return 1, 1
     started_by = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
