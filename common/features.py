@@ -25,8 +25,8 @@ from common.data import LabelledImages, Transformed
 from common.files import alone, publish, sha256_of_text
 
 FEW = 2000  # images that are read sooner than processes for it are started
-BATCH = {"cpu": 64, "cuda": 256}  # images; the features do not depend on it but for rounding
-# Pixels that a CPU forwards at a time, four images of 224x224. An activation of more than 32 MiB is given back to the
+BATCH = {"cpu": 64, "cuda": 256}  # images; features depend on it by rounding alone, 1e-5 of the largest at most
+# Pixels that a CPU forwards at a time, four images of 224x224, to the same features within that bound. An activation of more than 32 MiB is given back to the
 # system by glibc, and every page of the next one faulted in: a ResNet-50 took 1.5 times as long, 64 images at a time.
 PIECE = 4 * 224 * 224
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -77,9 +77,13 @@ def pick_device() -> torch.device:
 
 def pick_workers(images: int) -> int:
     """Return how many processes should read so many images: none for a few, else one a core, at most 16."""
+    return 0 if images < FEW else min(16, cores())
+
+
+def cores() -> int:
+    """Return how many of the CPU's cores this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return 0 if images < FEW else min(16, cores)
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def pick_devices() -> list[torch.device]:
