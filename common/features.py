@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
 from tqdm import tqdm
 
 from common.backbones import feature_dim
@@ -24,6 +25,10 @@ from common.data import LabelledImages, Transformed
 from common.files import alone, publish, sha256_of_text
 
 FEW = 2000  # images that are read sooner than processes for it are started
+BATCH = {"cpu": 64, "cuda": 256}  # images; features depend on it by rounding alone, 1e-5 of the largest at most
+# Pixels that a CPU forwards at a time, four images of 224x224, to the same features within that bound. An activation of more than 32 MiB is given back to the
+# system by glibc, and every page of the next one faulted in: a ResNet-50 took 1.5 times as long, 64 images at a time.
+PIECE = 4 * 224 * 224
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -42,17 +47,18 @@ def extract_features(
     transform: Callable[[Image.Image], Any],
     cache: Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 0,
     amp: str | None = None,
 ) -> Features:
     """Return the features of `images`, from the cache when the same pass was made before.
 
     The key is the checkpoint's hash, the data set's fingerprint and files, the preprocessing (the transform's
-    `repr`) and `amp`: a key of AMP, or None for float32. Features are neither L2-normalised nor standardised
-    (PROTOCOLS 4.4). Each image is forwarded once and its row written at once, so memory does not grow with the
-    data set. The array appears under its name only when it is complete; an interrupted pass is continued by
-    the next one, and of several processes that ask for the same array one makes it while the others wait.
+    `repr`) and `amp`: a key of AMP, or None for float32 (`forward` says how they are computed). Features are neither
+    L2-normalised nor standardised (PROTOCOLS 4.4). Each image is forwarded once and its row written at once, so
+    memory does not grow with the data set. The array appears under its name only when it is complete; an interrupted
+    pass is continued by the next one, and of several processes that ask for the same array one makes it while the
+    others wait. A `batch_size` of None is BATCH's of the device.
     """
     state = getattr(images, "state", "")  # of files: also a change that leaves names and sizes as they were
     key = sha256_of_text(checkpoint.sha256, checkpoint.arch, images.fingerprint, state, repr(transform), amp or "")
@@ -71,9 +77,13 @@ def pick_device() -> torch.device:
 
 def pick_workers(images: int) -> int:
     """Return how many processes should read so many images: none for a few, else one a core, at most 16."""
+    return 0 if images < FEW else min(16, cores())
+
+
+def cores() -> int:
+    """Return how many of the CPU's cores this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return 0 if images < FEW else min(16, cores)
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def pick_devices() -> list[torch.device]:
@@ -81,30 +91,25 @@ def pick_devices() -> list[torch.device]:
     return [torch.device("cuda", k) for k in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
 
-@torch.inference_mode()
 def _extract(
     checkpoint: Checkpoint,
     images: LabelledImages,
     transform: Callable[[Image.Image], Any],
     path: Path,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     amp: str | None,
 ) -> None:
-    replicas = [(_network(checkpoint, device), device) for device in pick_devices()]
-    width, total = feature_dim(replicas[0][0]), len(images.labels)
+    networks = [(_network(checkpoint, device), device) for device in pick_devices()]
+    batch_size = batch_size or BATCH[networks[0][1].type]
+    width, total = feature_dim(networks[0][0]), len(images.labels)
     part = path.with_name(f".{path.stem}.part")
     done = _resume(part, total, width, batch_size)
-    loader = DataLoader(
-        Subset(Transformed(images, transform), range(done, total)),
-        batch_size,
-        num_workers=workers,
-        pin_memory=replicas[0][1].type == "cuda",
-    )
+    batches = forward(networks, images, transform, range(done, total), batch_size=batch_size, workers=workers, amp=amp)
     bar = tqdm(total=total, initial=done, desc=f"features {images.name}", unit="img", leave=False)
     # Written as a stream, batch after batch: on a full disk a memory map ends the process by SIGBUS.
     with bar, open(part, "ab") as stream:
-        for rows in _forward(replicas, loader, amp):
+        for rows in batches:
             stream.write(rows.tobytes())
             bar.update(len(rows))
     publish(part, path)
@@ -115,21 +120,86 @@ def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     return checkpoint.backbone().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _forward(
-    replicas: Sequence[tuple[nn.Module, torch.device]], loader: DataLoader, amp: str | None
+@torch.inference_mode()
+def forward(
+    networks: Sequence[tuple[nn.Module, torch.device]],
+    images: LabelledImages,
+    transform: Callable[[Image.Image], Any],
+    rows: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    amp: str | None = None,
+    start_worker: Callable[[int], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the features of each batch in order; the devices take turns, each batch whole on one of them."""
-    pending: deque[Tensor] = deque()
-    ahead = len(replicas) - (replicas[0][1].type == "cpu")  # a GPU computes while the next batch is fetched
+    """Yield the features (n, D) float32 of the images `rows`, in order, as the `networks` in eval mode give them.
+
+    The devices take turns, each batch whole on one of them. The host waits only for the batch that it yields; a GPU
+    computes the next one meanwhile. Without `amp` everything is float32, by torch's settings: a GPU's convolutions
+    use TF32 unless `torch.backends.cudnn.allow_tf32` is off. An autocast of the caller's has no effect.
+    """
+    on_gpu = networks[0][1].type == "cuda"
+    transform, normalise = _as_bytes(transform)
+    loader = DataLoader(
+        Subset(Transformed(images, transform), rows),
+        batch_size,
+        num_workers=workers,
+        pin_memory=on_gpu,
+        worker_init_fn=start_worker,
+    )
+    prepare = [_preparation(device, normalise) for _, device in networks]
+    pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+    ahead = len(networks) if on_gpu else len(networks) - 1
     for number, (batch, _) in enumerate(loader):
-        network, device = replicas[number % len(replicas)]
-        batch = batch.to(device, non_blocking=True, memory_format=torch.channels_last)
+        turn = number % len(networks)
+        network, device = networks[turn]
+        batch = batch.to(device, non_blocking=True)
         with torch.autocast(device.type, AMP.get(amp or ""), enabled=amp is not None):
-            pending.append(network(batch).float())
+            features = torch.cat([network(prepare[turn](piece)).float() for piece in batch.split(_piece(batch))])
+        # To pinned memory, as it is not blocking; the event tells when it has arrived.
+        host = features.to("cpu", non_blocking=True)
+        pending.append((host, torch.cuda.current_stream(device).record_event() if on_gpu else None))
         if len(pending) > ahead:
-            yield pending.popleft().cpu().numpy()
-    for features in pending:
-        yield features.cpu().numpy()
+            yield _arrived(*pending.popleft())
+    for host, event in pending:
+        yield _arrived(host, event)
+
+
+def _arrived(host: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
+    if event is not None:
+        event.synchronize()
+    return host.numpy()
+
+
+def _piece(batch: Tensor) -> int:
+    """Return how many images to forward at a time: on a GPU all, on a CPU few enough for memory to be used again."""
+    return len(batch) if batch.is_cuda else max(1, PIECE // (batch.shape[-2] * batch.shape[-1]))
+
+
+def _as_bytes(transform: Callable[[Image.Image], Any]) -> tuple[Callable[[Image.Image], Any], Any]:
+    """Split a transform that ends with ToTensor and Normalize: its images as bytes, and the Normalize or None.
+
+    Bytes pass from the workers to the device in a quarter of the memory, and are normalised there in batches.
+    """
+    steps = transform.transforms if isinstance(transform, transforms.Compose) else []
+    if [type(step) for step in steps[-2:]] != [transforms.ToTensor, transforms.Normalize]:
+        return transform, None
+    return transforms.Compose([*steps[:-2], transforms.PILToTensor()]), steps[-1]
+
+
+def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function from a batch on `device` to what a network takes: the same bits as ToTensor and Normalize."""
+    if normalise is None:
+        return lambda batch: batch.contiguous(memory_format=torch.channels_last)
+    # Tensors on the device: torchvision's would be copied anew for each batch, and a number's inverse multiplied by.
+    values = (255.0, normalise.mean, normalise.std)
+    most, mean, std = (torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1) for value in values)
+
+    def prepare(batch: Tensor) -> Tensor:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        return batch.float().div_(most).sub_(mean).div_(std)
+
+    return prepare
 
 
 def _resume(part: Path, total: int, width: int, batch_size: int) -> int:

@@ -10,12 +10,12 @@ from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Subset
 
+from common.backbones import feature_dim
 from common.cli import UserError
-from common.data import Transformed
+from common.config import processes
 from common.engine import start_worker, unwrapped
-from common.features import Features
+from common.features import Features, forward
 from pretrain.data import open_images
 from pretrain.knn import evaluation_view, knn_accuracy
 
@@ -46,17 +46,25 @@ class KnnMonitor(Hook):
         accuracy = knn_accuracy(bank, queries, k=k, temperature=settings["temperature"])
         runner.message_hub.update_scalar("val/knn", accuracy)
 
-    @torch.inference_mode()
     def _features(self, backbone: torch.nn.Module, images: Any, runner: Runner) -> Features:
         """Return the features of this process's share of the images."""
         share = range(runner.rank, len(images.labels), runner.world_size)
-        workers = self.evaluation["workers"]
-        view = Transformed(images, evaluation_view(self.evaluation))
-        loader = DataLoader(Subset(view, share), 256, num_workers=workers, worker_init_fn=partial(start_worker, None))
-        device = next(backbone.parameters()).device
-        training = backbone.training
+        training, device = backbone.training, next(backbone.parameters()).device
         backbone.eval()
-        x = np.concatenate([backbone(batch.to(device)).float().cpu().numpy() for batch, _ in loader])
+        batches = forward(
+            [(backbone, device)],
+            images,
+            evaluation_view(self.evaluation),
+            share,
+            batch_size=self.evaluation["batch_size"],
+            workers=-(-self.evaluation["workers"] // processes(runner.launcher)[1]),  # which are a node's
+            start_worker=partial(start_worker, None),
+        )
+        x = np.empty((len(share), feature_dim(backbone)), np.float32)
+        done = 0
+        for rows in batches:
+            x[done : done + len(rows)] = rows
+            done += len(rows)
         backbone.train(training)
         return Features(x, images.labels[list(share)], images.fingerprint)
 

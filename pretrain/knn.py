@@ -15,6 +15,7 @@ from pretrain.data import label, use_folder
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config
     from PIL.Image import Image
     from torch import Tensor
@@ -26,28 +27,54 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def nearest_neighbours(
-    queries: "Tensor", bank: "np.ndarray | Tensor", k: int, *, chunk: int = 16384
+    queries: "np.ndarray | Tensor",
+    bank: "np.ndarray | Tensor",
+    k: int,
+    *,
+    chunk: int = 16384,
+    query_chunk: int = 4096,
+    device: "torch.device | None" = None,
 ) -> "tuple[Tensor, Tensor]":
-    """Return the cosine similarities and indices, each (Q, k), of each query's k nearest rows of `bank`.
+    """Return the cosine similarities and indices, each (Q, k) on `device`, of each query's k nearest rows of `bank`.
 
-    `queries` (Q, D) and `bank` (M, D), float32, of any length: rows are L2-normalised here. The bank is read
-    `chunk` rows at a time, so that it may be memory-mapped and larger than memory; the result is exact.
-    Similarities fall along a row.
+    `queries` (Q, D) and `bank` (M, D), float32, of any length: rows are L2-normalised here. Each row of the bank is
+    read and sent to the device once, `chunk` rows at a time, so that it may be memory-mapped and larger than any
+    memory; the queries and their neighbours so far stay on the device (by default where the queries are). The result
+    is exact, in float32: an autocast of the caller's has no effect, and TF32 only where torch was told to use it for
+    matrix products. Similarities fall along a row.
     """
     import torch
     import torch.nn.functional as F
 
-    queries = F.normalize(queries, dim=1)
-    best = queries.new_full((len(queries), 0), 0.0)
-    index = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    queries = torch.as_tensor(queries, device=device)
+    with torch.autocast(queries.device.type, enabled=False):
+        parts = F.normalize(queries, dim=1).split(query_chunk)
+        best = [part.new_empty((len(part), 0)) for part in parts]
+        index = [part.new_empty((len(part), 0), dtype=torch.int64) for part in parts]
+        for start, rows in zip(range(0, len(bank), chunk), _sent(bank, chunk, queries.device), strict=True):
+            rows = F.normalize(rows, dim=1).T
+            for number, part in enumerate(parts):
+                near, place = (part @ rows).topk(min(k, rows.shape[1]), dim=1)
+                near, place = torch.cat((best[number], near), 1), torch.cat((index[number], place + start), 1)
+                best[number], order = near.topk(min(k, near.shape[1]), dim=1)
+                index[number] = place.gather(1, order)
+    return torch.cat(best), torch.cat(index)
+
+
+def _sent(bank: "np.ndarray | Tensor", chunk: int, device: "torch.device") -> "Iterator[Tensor]":
+    """Yield `bank` on the device, `chunk` rows at a time; the next is read while a GPU computes with one."""
+    import torch
+
+    last = None
     for start in range(0, len(bank), chunk):
-        rows = torch.as_tensor(bank[start : start + chunk], device=queries.device)
-        similarity = queries @ F.normalize(rows, dim=1).T
-        places = torch.arange(start, start + len(rows), device=queries.device).expand(len(queries), -1)
-        both, both_index = torch.cat((best, similarity), 1), torch.cat((index, places), 1)
-        best, order = both.topk(min(k, both.shape[1]), dim=1)
-        index = both_index.gather(1, order)
-    return best, index
+        rows = torch.as_tensor(bank[start : start + chunk])
+        if device.type == "cuda" and rows.device.type == "cpu":
+            pinned = rows.pin_memory()
+            if last is not None:
+                last.synchronize()  # else the host would pin the whole bank ahead of the GPU
+            last = torch.cuda.current_stream(device).record_event()  # after all that was asked of the chunk before
+            rows = pinned
+        yield rows.to(device, non_blocking=True)
 
 
 def vote(similarity: "Tensor", labels: "Tensor", *, temperature: float, num_classes: int) -> "Tensor":
@@ -62,16 +89,15 @@ def vote(similarity: "Tensor", labels: "Tensor", *, temperature: float, num_clas
     return scores.scatter_add_(1, labels, weight)
 
 
-def knn_accuracy(
-    bank: "Features", queries: "Features", *, k: int, temperature: float, query_chunk: int = 1024
-) -> float:
-    """Return the top-1 accuracy in percent of weighted kNN on cosine similarity.
+def knn_accuracy(bank: "Features", queries: "Features", *, k: int, temperature: float) -> float:
+    """Return the top-1 accuracy in percent of weighted kNN on cosine similarity, computed where `pick_device` says.
 
     Where several processes train together, each calls this with its own part of the bank and all queries,
     and gets the accuracy over the whole bank.
     """
     import torch
-    from mmengine.dist import all_gather_object, get_world_size
+    import torch.nn.functional as F
+    from mmengine.dist import all_gather, all_gather_object, get_world_size
 
     from common.features import pick_device
 
@@ -79,18 +105,16 @@ def knn_accuracy(
     if k > total:
         raise cli.UserError(f"config: kNN with k={k} needs as many images, the bank has {total}; lower k")
     device = pick_device()
-    labels, correct = torch.as_tensor(bank.y, device=device), 0
-    for rows in _chunks(len(queries.y), query_chunk):
-        x = torch.as_tensor(queries.x[rows], device=device)
-        similarity, index = nearest_neighbours(x, bank.x, k)
-        near = labels[index]
-        if get_world_size() > 1:  # the nearest of all are among the nearest of each part
-            parts = all_gather_object((similarity.cpu(), near.cpu()))
-            similarity, order = torch.cat([part[0] for part in parts], 1).topk(k, dim=1)
-            near = torch.cat([part[1] for part in parts], 1).gather(1, order)
-        scores = vote(similarity, near, temperature=temperature, num_classes=int(near.max()) + 1)
-        correct += int((scores.argmax(1).cpu().numpy() == queries.y[rows]).sum())
-    return 100 * correct / len(queries.y)
+    similarity, index = nearest_neighbours(queries.x, bank.x, k, device=device)
+    near = torch.as_tensor(bank.y, device=device)[index]
+    if get_world_size() > 1:  # the nearest of all are among the nearest of each part, which may hold fewer than k
+        missing = (0, k - near.shape[1])
+        parts = all_gather(F.pad(similarity, missing, value=-torch.inf)), all_gather(F.pad(near, missing))
+        similarity, order = torch.cat(parts[0], 1).topk(k, dim=1)
+        near = torch.cat(parts[1], 1).gather(1, order)
+    scores = vote(similarity, near, temperature=temperature, num_classes=int(near.max()) + 1)
+    correct = scores.argmax(1) == torch.as_tensor(queries.y, device=device)
+    return 100 * int(correct.sum()) / len(queries.y)
 
 
 def evaluation_view(settings: Any) -> "Callable[[Image], Tensor]":
@@ -166,10 +190,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_folder(config, args.data_root)
     for subject in cli.subjects(args):
         evaluate(args, subject, config)
-
-
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, total, size))
 
 
 if __name__ == "__main__":

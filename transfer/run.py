@@ -144,7 +144,8 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
         for images in (found.both, found.test)
     )
     device = pick_device()
-    outcome = sweep(Part(both.x, both.y), train, val, Part(test.x, test.y), spec.metric, device=str(device))
+    where = device if device.type == "cuda" else None
+    outcome = sweep(Part(both.x, both.y), train, val, Part(test.x, test.y), spec.metric, device=where)
     split = _write_split(found, args.results / "splits" / f"{run.key.stem}.json") if spec.drawn else {}
     path = run.finish(
         args.results,

@@ -10,21 +10,21 @@ optimum as it is:
   to, the first from its first-order solution. Paths side by side over parts of the grid measure slower;
 - float32, and an end where its losses no longer resolve a step: the gradient's largest entry is below BALANCE of
   the penalty's. A fit whose line search fails all the same is made again in float64;
-- BLAS threads in the products alone: SciPy's, in L-BFGS's own steps, would wait for NumPy's. The features exist once.
+- BLAS threads in the products alone: SciPy's, in L-BFGS's own steps, would wait for NumPy's. The features exist once;
+- on a GPU the whole of L-BFGS there (`transfer.lbfgs`), to the same bounds.
 """
 
 import math
 import mmap
-import os
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from common.cli import UserError
 from transfer.calibration import calibrate
 from transfer.metrics import METRICS
 
-os.environ.setdefault("SCIPY_ARRAY_API", "1")  # for torch tensors; SciPy reads it when it is first imported
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT_DECAYS = tuple(float(w) for w in np.logspace(-6, 5, 45))
 MAX_ITER = 100  # scikit-learn's default, and upstream's
@@ -122,7 +123,7 @@ class Problem:
             return self.y
         import torch
 
-        return torch.as_tensor(self.y, device=x.device)
+        return torch.as_tensor(self.y, dtype=torch.int64, device=x.device)
 
     def columns(self, scores: np.ndarray) -> np.ndarray:
         """Return the scores (N, K) of a single-label problem: of two classes, the solver gives one column."""
@@ -140,10 +141,8 @@ class Path:
     """Fits of one problem, each from those before: labels `y` (N,), `binary` if they are 0 and 1."""
 
     def __init__(self, x: Any, y: Any, binary: bool, start: Fit | None = None) -> None:
-        from sklearn.linear_model import LogisticRegression
-
         self._x, self._y, self._binary = x, y, binary
-        self._estimator = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+        self._estimator = _estimator(x)
         self._last: list[tuple[float, Any, Any]] = []  # log(weight decay), weight and bias of the last two fits
         if start is not None:
             self._estimator.coef_, self._estimator.intercept_ = start.weight, start.bias
@@ -198,10 +197,22 @@ class Path:
         self._estimator.intercept_ = intercept
 
     def _converges(self, x: Any) -> bool:
+        if not _is_numpy(x):
+            return self._estimator.fit(x, self._y)
         _warned.fit = False
-        with dispatch(x):
-            self._estimator.fit(x, self._y)
+        self._estimator.fit(x, self._y)
         return not _warned.fit
+
+
+def _estimator(x: Any) -> Any:
+    """Return the solver for features where they are: scikit-learn's, or on a device ours, which has its interface."""
+    if not _is_numpy(x):
+        from transfer import lbfgs
+
+        return lbfgs.LogisticRegression(max_iter=MAX_ITER)
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=MAX_ITER, warm_start=True)
 
 
 _warned = threading.local()
@@ -229,15 +240,6 @@ def noting_convergence() -> Iterator[None]:
         yield
 
 
-def dispatch(x: Any) -> AbstractContextManager[None]:
-    """Return the context in which scikit-learn takes `x`: NumPy's arrays as they are, torch's by its array API."""
-    if _is_numpy(x):
-        return nullcontext()
-    import sklearn
-
-    return sklearn.config_context(array_api_dispatch=True)
-
-
 def inverse(weight_decay: float, binary: bool) -> float:
     """Return scikit-learn's C for a weight decay of upstream's grid.
 
@@ -253,7 +255,7 @@ def sweep(
     test: Part,
     metric: str,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
-    device: str = "cpu",
+    device: "torch.device | None" = None,
 ) -> Outcome:
     """Fit on `train` for every weight decay, choose on `val`, refit on both, score `test`.
 
@@ -262,19 +264,15 @@ def sweep(
 
     `train` and `val` are the rows of `both`; `metric` is a key of `transfer.metrics.METRICS`: mAP11 takes
     multi-label data, the others single labels. The higher metric wins, at equality the larger C. The labels must
-    have passed `check_labels`. Features are copied once, as float32 on `device` (torch's name of it). Raises
-    UserError for features that are not finite.
+    have passed `check_labels`. Features are copied once, as float32, for scikit-learn or, with a `device`, to
+    there. Raises UserError for features that are not finite.
     """
     started = time.monotonic()
     weight_decays = sorted(weight_decays)
     multilabel, order = both.y.ndim == 2, np.concatenate([train, val])
     mean = _mean(both.x, train)
-    x: Any = _centred(both.x, order, mean)
+    x = _centred(both.x, order, mean, device)
     y, n = both.y[order], len(train)
-    if device != "cpu":
-        import torch
-
-        x = torch.as_tensor(x, device=device)
     problems = problems_of(y)
     score = METRICS[metric]
 
@@ -299,7 +297,7 @@ def sweep(
 
     reached: dict[float, float] = {}
     cores, stop = _cores(), threading.Event()
-    workers = min(len(problems), cores if device == "cpu" else 2)  # on a GPU, one steps while the other multiplies
+    workers = min(len(problems), cores) if device is None else 1
     with noting_convergence(), _threads(cores if workers == 1 else 1), _bar(len(weight_decays) * len(problems)) as bar:
         found = _in_threads(path, problems, workers, stop)
         fits = {wd: [path[wd] for path in found] for wd in weight_decays}
@@ -357,11 +355,19 @@ def _mean(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return (total / len(rows)).astype(np.float32)
 
 
-def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    result = np.empty((len(rows), x.shape[1]), dtype=np.float32)
+def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray, device: "torch.device | None") -> Any:
+    """Return the rows minus `mean` as a NumPy array or, with a `device`, as a tensor there."""
+    result: Any = np.empty((len(rows), x.shape[1]), dtype=np.float32) if device is None else None
+    if device is not None:
+        import torch
+
+        result = torch.empty((len(rows), x.shape[1]), device=device)
     for place, chunk in read_chunks(x, rows):
-        result[place] = chunk - mean
-    if not np.isfinite(result.sum()):
+        if device is None:
+            result[place] = chunk - mean
+        else:
+            result[torch.as_tensor(place, device=device)] = torch.as_tensor(chunk - mean, device=device)
+    if not math.isfinite(float(result.sum())):
         raise UserError(NOT_FINITE)
     return result
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from common import features
 from common.backbones import build_backbone
@@ -272,3 +273,123 @@ def test_a_broken_image_is_named_and_leaves_no_array(checkpoint, folder, tmp_pat
     # A worker puts its traceback before the message; `cli.run` shows the last line.
     assert str(path) in str(caught.value).strip().splitlines()[-1]
     assert arrays(tmp_path / "cache") == []
+
+
+def test_a_cpu_forwards_few_pixels_at_a_time_and_gives_the_same_features(
+    checkpoint, folder, tmp_path, monkeypatch, forwards
+):
+    whole = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "whole")
+    monkeypatch.setattr(features, "PIECE", 2 * 32 * 32)
+    pieces = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "pieces")
+    monkeypatch.setattr(features, "PIECE", 1)
+    single = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "single")
+    assert forwards == [5, 2, 2, 1, 1, 1, 1, 1, 1]
+    for found in (pieces, single):
+        assert np.abs(found.x - whole.x).max() < 1e-5 * np.abs(whole.x).max()
+
+
+def test_pixels_pass_as_bytes_and_reach_the_network_as_the_transform_says(checkpoint, folder, tmp_path, monkeypatch):
+    seen, collate = [], []
+
+    def network(checkpoint, device):
+        made = checkpoint.backbone()
+        made.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        return made
+
+    def loader(data, *args, **options):
+        made = DataLoader(data, *args, **options)
+        collate.append(data[0][0])
+        return made
+
+    monkeypatch.setattr(features, "_network", network)
+    monkeypatch.setattr(features, "DataLoader", loader)
+    images = read(folder)
+    want = torch.stack([TRANSFORM(images.image(k)) for k in range(5)])
+    extract_features(checkpoint, images, TRANSFORM, tmp_path / "cache")
+    assert collate[0].dtype == torch.uint8
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen[0], want)  # every bit
+    # Any other transform's tensors are taken as they are.
+    extract_features(checkpoint, images, lambda image: 2 * TRANSFORM(image), tmp_path / "other")
+    assert torch.equal(seen[1], 2 * want)
+    assert collate[1].dtype == torch.float32
+
+
+def test_the_batch_is_the_devices_unless_it_is_given(checkpoint, folder, tmp_path, monkeypatch, forwards):
+    monkeypatch.setattr(features, "BATCH", {"cpu": 3})
+    extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache")
+    extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "other", batch_size=4)
+    assert forwards == [3, 2, 4, 1]
+
+
+def test_an_autocast_of_the_callers_does_not_reach_the_features(checkpoint, folder, tmp_path):
+    plain = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        other = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "other")
+    np.testing.assert_array_equal(plain.x, other.x)
+
+
+class Noise:
+    """Images of noise in memory."""
+
+    name, classes, fingerprint = "noise", ("noise",), "noise"
+
+    def __init__(self, count, size=32):
+        rng = np.random.default_rng(0)
+        self.labels = np.arange(count)
+        self.pixels = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+
+    def image(self, index):
+        return Image.fromarray(self.pixels[index])
+
+
+def of_device(device, checkpoint, images, **options):
+    """Return the features of all images by the forward pass on one device."""
+    networks = [(features._network(checkpoint, device), device)]
+    rows = range(len(images.labels))
+    return np.concatenate(list(features.forward(networks, images, TRANSFORM, rows, **options)))
+
+
+@pytest.mark.gpu
+def test_features_of_a_gpu_are_the_cpus(device, checkpoint):
+    images = Noise(70)
+    want = of_device(torch.device("cpu"), checkpoint, images, batch_size=64)
+    found = of_device(device, checkpoint, images, batch_size=16)
+    assert (found.shape, found.dtype) == ((70, 512), np.float32)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    workers = of_device(device, checkpoint, images, batch_size=16, workers=2)
+    np.testing.assert_allclose(workers, found, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+    for amp in ("bf16", "fp16"):
+        mixed = of_device(device, checkpoint, images, batch_size=16, amp=amp)
+        assert mixed.dtype == np.float32
+        assert 0 < np.abs(mixed - want).max() < 0.05 * np.abs(want).max()
+
+
+@pytest.mark.gpu
+def test_pixels_on_a_gpu_are_the_transforms(device):
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 3, 1)
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    transform = evaluation_transform(256)
+    transform.transforms.pop(0)  # the crop
+    _, normalise = features._as_bytes(transform)
+    found = features._preparation(device, normalise)(pixels.to(device))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.cpu(), torch.stack([transform(image) for image in images]))
+
+
+@pytest.mark.gpu
+def test_the_forward_pass_stops_the_host_only_where_it_hands_a_batch_over(device, checkpoint):
+    """The first batch may: the device's constants are copied before it."""
+    network = (features._network(checkpoint, device), device)
+    batches = features.forward([network], Noise(48), TRANSFORM, range(48), batch_size=8, amp="bf16")
+    first = next(batches)
+    on_gpu = device.type == "cuda"
+    try:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+        rest = list(batches)
+    finally:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [len(rows) for rows in (first, *rest)] == [8] * 6
+    assert all(np.isfinite(rows).all() for rows in rest)

@@ -93,3 +93,25 @@ def test_lars_scales_the_step_without_weight_decay():
     w.grad = torch.tensor([0.0, 2.0])
     Lars([w], lr=0.5, weight_decay=0.0, trust_coeff=0.001, always_adapt=True).step()
     torch.testing.assert_close(w.data, torch.tensor([3.0, 4.0 - 0.5 * 0.0025 * 2.0]))
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_is_the_cpus(device):
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 6
+    layers, losses = [], []
+    for where in (torch.device("cpu"), device):
+        model = probe().to(where).train()
+        # Not LARS, whose step is its rate times the weight's norm over the gradient's.
+        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
+        for _ in range(2):
+            loss = model(images.to(where), labels.to(where))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+        layers.append(model.fc.weight.detach().cpu())
+        hits = model(images.to(where), labels.to(where), mode="predict")
+        assert (len(hits), hits[0].device.type) == (16, "cpu")
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(layers[1], layers[0], rtol=0, atol=1e-5)

@@ -1,5 +1,7 @@
 """The benchmarks measure what they say, here on problems too small for the numbers to matter."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,28 @@ def test_the_ids_and_targets_are_those_of_the_issue():
         "transfer_metric_difference": (0.3, "lower"),
         "transfer_memory_ratio": (0.5, "lower"),
     }
-    assert targets == {"transfer_extract_ratio": (1.7, "higher")} | each | {f"{k}_10": v for k, v in each.items()}
+    assert targets == {"transfer_extract_ratio": (2.2, "higher")} | each | {f"{k}_10": v for k, v in each.items()}
+
+
+def test_the_rows_of_a_gpu_are_those_of_the_issue():
+    targets = {name: (target, better) for name, (_, target, better, _) in bench.DEVICE_BENCHMARKS.items()}
+    assert targets == {"gpu_extract_percent": (90, "higher"), "gpu_sweep_ratio": (10, "higher")}
+
+
+@pytest.mark.parametrize(("accuracies", "met"), [((70.0, 70.2), True), ((70.0, 70.4), False), ((70.4, 70.0), False)])
+def test_a_sweep_on_a_gpu_counts_only_if_it_finds_the_accuracy_of_the_cpu(monkeypatch, accuracies, met):
+    on_device, on_cpu = accuracies
+
+    def timed(x, y, problem, weight_decays=None, device=None):
+        if weight_decays is None and device is None:
+            time.sleep(0.1)
+        return on_cpu if device is None else on_device
+
+    monkeypatch.setattr(bench, "our_sweep", timed)
+    value, said, memory = bench.gpu_sweep("cpu")
+    assert value > 10 if met else value == 0
+    assert f"{abs(on_device - on_cpu):.2f} points apart" in said
+    assert memory is None
 
 
 def test_both_sweeps_find_about_the_same(narrow):

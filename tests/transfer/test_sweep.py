@@ -1,12 +1,11 @@
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -343,39 +342,13 @@ def test_the_refit_does_not_remember_the_smaller_set(wd, monkeypatch):
     assert np.abs(found - want).max() < 0.05 * np.abs(want).max()
 
 
-ARRAY_API = """
-import numpy as np, torch
-from tests.transfer.test_sweep import split
-from transfer import sweep
-used = []
-fit = sweep.Path._converges
-sweep.Path._converges = lambda self, x: (used.append(type(x).__module__), fit(self, x))[1]
-for multilabel, metric in ((False, "accuracy"), (True, "mAP11")):
-    data = split(90, 45, 90, spread=2.0, multilabel=multilabel)
-    plain = sweep.sweep(*data, metric, [1e-2, 1.0, 1e2])
-    as_numpy = sweep._is_numpy
-    original, sweep._centred = sweep._centred, lambda *args: torch.as_tensor(original(*args))
-    other = sweep.sweep(*data, metric, [1e-2, 1.0, 1e2])
-    sweep._centred = original
-    assert used[-1] == "torch" and "numpy" in used, used
-    assert np.allclose(plain.val, other.val, atol=1.5) and abs(plain.test - other.test) < 1.5, (plain, other)
-"""
-
-
-def test_the_solver_takes_torch_tensors_as_on_a_gpu():
-    """scikit-learn's array API, here on CPU tensors; SciPy must meet its switch when it is first imported."""
-    environment = {k: v for k, v in os.environ.items() if k != "SCIPY_ARRAY_API"}
-    code = ARRAY_API.replace("from tests", "from transfer import sweep\nfrom tests", 1)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-
-
 def test_features_that_are_not_finite_are_refused():
     for where in range(3):
         data = split(12, 6, 9)
         (data[0].x, data[0].x, data[3].x)[where][(3, 14, 3)[where], 2] = np.nan  # in train, val, test
-        with pytest.raises(UserError, match="not finite"):
-            sweep(*data, "accuracy", [1.0])
+        for device in (None, torch.device("cpu")):
+            with pytest.raises(UserError, match="not finite"):
+                sweep(*data, "accuracy", [1.0], device)
 
 
 def test_check_labels_names_what_is_missing():
