@@ -59,7 +59,6 @@ def test_nms_waits_no_more_than_torchvisions(device, offset):
     boxes, scores, _ = (tensor.to(device) for tensor in of_many_classes(400, 1))
     openmmlab.nms(boxes, scores, 0.5, offset)  # what is loaded at the first call does not count
     theirs = waits(device, lambda: nms(boxes, scores, 0.5))
-    assert (theirs > 0) == (device.type == "cuda")  # for the number of boxes kept
     assert waits(device, lambda: openmmlab.nms(boxes, scores, 0.5, offset)) == theirs
 
 

@@ -1,6 +1,5 @@
 """Views made in batches: pixels against PIL's, draws against torchvision's, the loader's half, and the runs."""
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from pretrain.device_views import (
 from pretrain.train import CONFIGS
 from pretrain.views import MARGIN, EpochSampler, PixelBatches, collate_visits
 from tests.pretrain.tiny import remove_export, run_train, weights_and_log
+from tests.waits import waits
 
 PHOTOS = [photo[:224, 200:500].copy() for photo in load_sample_images().images]
 # As small as CIFAR-10's: whole photographs at 32 pixels.
@@ -62,7 +62,7 @@ def pil_blur(image: Image.Image, radius: float) -> Image.Image:
 
 
 def blur(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return Blur(augmentation.GaussianBlur()).apply(x, {"radius": factor.view(-1).double()})
+    return Blur(augmentation.GaussianBlur()).apply(x, {"radius": factor.view(-1)}, {})
 
 
 def distances(got: np.ndarray, want: np.ndarray) -> tuple[float, float, float]:
@@ -96,8 +96,8 @@ def test_levels_are_pils(ours, theirs, values, largest, mean, bias):
 def test_grey_and_negative_are_pils():
     for image in IMAGES:
         want = np.asarray(F.rgb_to_grayscale(Image.fromarray(image), 3))
-        assert np.array_equal(pixels(Grey(None).apply(batch(image), {}))[0], want)
-        assert np.array_equal(pixels(Invert(None).apply(batch(image), {}))[0], 255 - image)
+        assert np.array_equal(pixels(Grey(None).apply(batch(image), {}, {}))[0], want)
+        assert np.array_equal(pixels(Invert(None).apply(batch(image), {}, {}))[0], 255 - image)
 
 
 @pytest.mark.parametrize("size", [32, 224, (20, 50)])
@@ -105,7 +105,7 @@ def test_crops_are_resized_as_pil_does(size):
     settings = augmentation.RandomResizedCrop(size, scale=(0.08, 1.0))
     for image in IMAGES:
         drawn = Crop(settings).draw(20, image.shape[:2], torch.Generator().manual_seed(0))
-        got = pixels(Crop(settings).apply(batch(*[image] * 20), drawn))
+        got = pixels(Crop(settings).apply(batch(*[image] * 20), drawn, {}))
         for k, view in enumerate(got):
             box = [int(drawn[name][k]) for name in ("top", "left", "height", "width")]
             want = F.resized_crop(Image.fromarray(image), *box, settings.size, F.InterpolationMode.BILINEAR)
@@ -126,7 +126,7 @@ def test_affine_maps_are_torchvisions():
     for image in SMALL:
         for angle, move, scale, shear in draws:
             inverse = F._get_inverse_affine_matrix([16.0, 16.0], angle, list(move), scale, list(shear))
-            got = pixels(step.apply(batch(image), {"matrix": torch.tensor([inverse])}))[0]
+            got = pixels(step.apply(batch(image), {"matrix": torch.tensor([inverse])}, {}))[0]
             want = np.asarray(F.affine(Image.fromarray(image), angle, list(move), scale, list(shear)))
             assert (got != want).any(-1).mean() < 0.01  # float32 and float64 part on the border of a pixel
 
@@ -172,8 +172,8 @@ def pil_step(step, image: Image.Image, drawn: dict) -> Image.Image:
         case Jitter():
             changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
             for k in drawn["order"].tolist():
-                if not math.isnan(factor := float(drawn["factor"][k])):
-                    image = changes[k](image, factor)
+                if (step.settings.brightness, step.settings.contrast, step.settings.saturation, step.settings.hue)[k]:
+                    image = changes[k](image, float(drawn["factor"][k]))
             return image
         case Blur():
             return pil_blur(image, float(drawn["radius"]))
@@ -244,6 +244,15 @@ def test_a_batch_in_parts_is_the_batch_whole(monkeypatch):
     whole = make_views(steps, x, torch.Generator().manual_seed(0))
     monkeypatch.setattr("pretrain.device_views.CHUNK", 3 * 32 * 32 * 5)
     torch.testing.assert_close(make_views(steps, x, torch.Generator().manual_seed(0)), whole)
+
+
+@pytest.mark.parametrize("profile", ["imagenet", "cifar10", "demo"])
+def test_changing_some_images_is_changing_all_and_choosing(monkeypatch, profile):
+    steps, x = device_steps(steps_of(profile)), batch(*SMALL * 16).byte()
+    monkeypatch.setattr("pretrain.device_views.SMALL", 3 * 224 * 224)
+    chosen = make_views(steps, x, torch.Generator().manual_seed(0))
+    monkeypatch.setattr("pretrain.device_views.SMALL", 0)
+    assert torch.equal(make_views(steps, x, torch.Generator().manual_seed(0)), chosen)
 
 
 def test_half_precision_outside_changes_nothing():
@@ -404,17 +413,20 @@ def test_the_device_makes_the_cpus_views(device, profile):
 
 
 @pytest.mark.gpu
-def test_views_do_not_wait_for_the_device(device, tmp_path):
-    batches = PixelBatches(folder(tmp_path, [(40, 40)] * 4), [*steps_of("imagenet"), *steps_of("demo")])
+@pytest.mark.parametrize("profile", ["imagenet", "cifar10", "demo"])
+def test_views_of_held_images_are_those_of_their_batch_and_wait_for_nothing(device, tmp_path, profile):
+    """On a GPU the small ones are replayed from a graph: twice, to see that a batch's own numbers reach it."""
+    batches = PixelBatches(folder(tmp_path, [(40, 40)] * 6), steps_of(profile))
     views = DeviceViews(num_views=2).to(device)
     views.serve(batches)
-    data = collate_visits(batches.__getitems__(list(EpochSampler(batches))))
-    views(dict(data))
-    if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        got = views(dict(data))["inputs"]
-    finally:
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
-    assert got[0].device.type == device.type
+    draws = list(EpochSampler(batches))
+    level = 1 / (255 * 0.224)
+    for number, drawn in enumerate((draws[:4], draws[2:], draws[1:5])):
+        data = collate_visits(batches.__getitems__(drawn))
+        pixels = batches.pixels[data["inputs"]].repeat(2, 1, 1, 1)
+        want = make_views(views.steps, pixels, torch.Generator().manual_seed(int(data["seed"][0])))
+        got: list[torch.Tensor] = []
+        count = waits(device, lambda data=data, got=got: got.extend(views(dict(data))["inputs"]))
+        assert count == 0 or number == 0
+        assert got[0].device.type == device.type
+        assert (torch.cat(got).cpu() - want).abs().mean() < 0.02 * level
