@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,12 @@ def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequen
     sys.exit(int(failed))
 
 
-def in_process(target: Any, *args: Any) -> bool:
-    """Run `target` in a fresh process, and return whether it ended well."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=args)
+def in_process(target: Callable[..., Any], *args: Any) -> bool:
+    """Run `target` in a process of its own, and return whether it ended well.
+
+    A fork has the libraries already that take this process half a minute to import. It must not touch the GPU before.
+    """
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
     process.start()
     process.join()
     return process.exitcode == 0
@@ -144,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--reports", default=Path("reports"), type=Path, help="where gpu.json goes, or gpu-rehearsal.json"
     )
     args = parser.parse_args(argv)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU starts CUDA, which no fork survives
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -153,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.one_of("part", [*PARTS, *(name for names in rows.values() for name in names)])(args.only)
         rows = {module: [name for name in names if name == args.only] for module, names in rows.items()}
     path = args.reports / ("gpu.json" if args.device == "cuda" else "gpu-rehearsal.json")
-    about = about_machine(args.device)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        about = pool.submit(about_machine, args.device).result()
     print(f"[tools.gpu_check] {about['card']} -> {path.resolve()}; leave the machine alone meanwhile", flush=True)
     started, well = time.monotonic(), True
     if args.only in ("all", "tests"):

@@ -1,6 +1,7 @@
 """The check of a GPU: what it keeps, when it fails, and what it says where there is no GPU."""
 
 import json
+import multiprocessing
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from common.cli import UserError
 from tools import gpu_check
-from tools.gpu_check import Report, in_process, main, run_tests, summary
+from tools.gpu_check import Report, main, run_tests, summary
 
 ABOUT = {"device": "cpu", "card": "none", "driver": None, "commit": "abc", "dirty": False, "versions": {}}
 ROOM = """
@@ -87,7 +88,10 @@ def test_tests_marked_gpu_run_and_their_outcomes_are_kept(tmp_path):
     (tmp_path / "tests" / "test_some.py").write_text(TESTS)
     (tmp_path / "tests" / "test_other.py").write_text("import no_such_module  # pytest.mark.gpu")
     path = tmp_path / "gpu.json"
-    assert not in_process(run_tests, path, ABOUT, tmp_path / "tests")
+    process = multiprocessing.get_context("spawn").Process(target=run_tests, args=(path, ABOUT, tmp_path / "tests"))
+    process.start()  # afresh: pytest is running in this one
+    process.join()
+    assert process.exitcode == 1
     found = {name.split("::")[-1]: result for name, result in json.loads(path.read_text())["tests"].items()}
     (unread,) = (result for name, result in found.items() if name.endswith("test_other.py"))
     assert "no_such_module" in unread["error"]
