@@ -23,7 +23,8 @@ class LogisticRegression:
 
     Minimises the summed cross-entropy + |coef_|^2 / (2 C) over `coef_` (K, D) and `intercept_` (K,), of one row for
     two classes; it starts from these, and ends where no entry of the gradient of the mean is above `tol`. Products
-    with the features are in their precision, all else is in float64, so that a search always resolves its step.
+    with the features are in their precision (TF32 only where torch was told so), all else is in float64, so that a
+    search always resolves its step.
     """
 
     C: float
