@@ -5,8 +5,7 @@ features, whatever its search tries.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, MutableSequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,8 @@ class LogisticRegression:
 
     Minimises the summed cross-entropy + |coef_|^2 / (2 C) over `coef_` (K, D) and `intercept_` (K,), of one row for
     two classes; it starts from these, and ends where no entry of the gradient of the mean is above `tol`. Products
-    with the features are in their precision, all else is in float64, so that a search always resolves its step.
+    with the features are in their precision (TF32 only where torch was told so), all else is in float64, so that a
+    search always resolves its step.
     """
 
     C: float
@@ -52,15 +52,15 @@ class LogisticRegression:
         largest, pairs = float(gradient.abs().max()), deque[tuple[Tensor, Tensor, Tensor]](maxlen=HISTORY)
         number = 0
         while not largest <= bound and number < self.max_iter:
-            direction = -inverse_curvature(gradient, pairs)
+            direction = -inverse_curvature(gradient.flatten(), pairs).view_as(gradient)
             change = problem.outputs(direction)
             step = search(problem.along(outputs, change, weights, direction))
             if step is None:
                 break
             weights, outputs = weights + step * direction, outputs + step * change
             before, gradient = gradient, problem.gradient(outputs, weights)
-            moved, bent = step * direction, gradient - before
-            product = (moved * bent).sum()
+            moved, bent = (step * direction).flatten(), (gradient - before).flatten()
+            product = moved @ bent
             largest, positive = torch.stack((gradient.abs().max(), product)).tolist()
             if positive > 0:  # else it is rounding: the loss is convex
                 pairs.append((moved, bent, 1 / product))
@@ -132,18 +132,18 @@ def search(at: Callable[[float], tuple[float, ...]]) -> float | None:
     return None
 
 
-def inverse_curvature(gradient: Tensor, pairs: Any) -> Tensor:
-    """Return the gradient times the inverse Hessian that the last steps suggest (Nocedal's two loops).
+def inverse_curvature(gradient: Tensor, pairs: MutableSequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Return the gradient (n,) times the inverse Hessian that the last steps suggest (Nocedal's two loops).
 
-    A pair holds a step, the change of the gradient by it, and the inverse of their product.
+    A pair holds a step (n,), the change of the gradient by it, and the inverse of their product.
     """
     found, factors = gradient, []
     for moved, bent, inverse in reversed(pairs):
-        factors.append(inverse * (moved * found).sum())
-        found = found - factors[-1] * bent
+        factors.append(inverse * (moved @ found))
+        found = torch.addcmul(found, factors[-1], bent, value=-1)
     if pairs:
         _, bent, inverse = pairs[-1]
-        found = found / (inverse * (bent * bent).sum())
+        found = found / (inverse * (bent @ bent))
     for (moved, bent, inverse), factor in zip(pairs, reversed(factors), strict=True):
-        found = found + (factor - inverse * (bent * found).sum()) * moved
+        found = torch.addcmul(found, factor - inverse * (bent @ found), moved)
     return found

@@ -1,6 +1,7 @@
 """Weighted kNN against brute force and against a literal vote."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine import dist
+from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
+from common.backbones import build_backbone
 from common.cli import UserError
-from common.features import Features
+from common.features import Features, forward
+from pretrain import hooks, knn
+from pretrain.hooks import KnnMonitor
 from pretrain.knn import knn_accuracy, nearest_neighbours, vote
 
 
@@ -119,6 +124,42 @@ def test_parts_of_the_bank_in_several_processes_give_what_the_whole_gives(monkey
         monkeypatch.setattr(dist, "all_gather", gather)
         found = knn_accuracy(mine, queries, k=9, temperature=0.1)
     assert found == want
+
+
+class Noise:
+    """Ten images of noise."""
+
+    name, classes, fingerprint = "noise", ("noise",), "noise"
+    labels = np.arange(10)
+
+    def image(self, index):
+        return Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("local", "workers"), [(1, 4), (3, 2)])
+def test_the_monitor_takes_its_share_of_images_and_of_a_nodes_workers(monkeypatch, local, workers):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    asked = []
+
+    def alone(*args, **options):
+        asked.append(options["workers"])
+        return forward(*args, **{**options, "workers": 0})
+
+    monkeypatch.setattr(hooks, "forward", alone)
+    evaluation = dict(images={}, size=32, resize=None, batch_size=2, workers=4, k=1, temperature=0.1)
+    backbone = build_backbone("test_resnet").train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    runner = SimpleNamespace(rank=1, world_size=3, launcher="pytorch")
+    found = KnnMonitor(evaluation)._features(backbone, Noise(), runner)
+    assert asked == [workers]
+    assert found.y.tolist() == [1, 4, 7]
+    assert backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    with torch.no_grad():
+        view = knn.evaluation_view(evaluation)
+        want = backbone.eval()(torch.stack([view(Noise().image(k)) for k in (1, 4, 7)]))
+    torch.testing.assert_close(torch.from_numpy(found.x), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
