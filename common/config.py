@@ -65,7 +65,13 @@ def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
         help="forward each process's batch in N parts, one step",
     )
     parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the backbone (needs a C++ compiler)")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="torch.compile the backbone (needs a C++ compiler); reduce-overhead replays small networks as CUDA graphs",
+    )
 
 
 def add_deterministic_argument(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +89,7 @@ def scale_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.channels_last:
         options["channels_last"] = True
     if args.compile:
-        options["compile"] = True
+        options["compile"] = True if args.compile == "default" else {"mode": args.compile}
     if getattr(args, "deterministic", False):
         options["randomness.deterministic"] = True
         options["env_cfg.cudnn_benchmark"] = False  # which of its algorithms is quickest differs from run to run
