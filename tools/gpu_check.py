@@ -114,15 +114,26 @@ def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequen
     sys.exit(int(failed))
 
 
-def in_process(target: Callable[..., Any], *args: Any) -> bool:
-    """Run `target` in a process of its own, and return whether it ended well.
-
-    A fork has the libraries already that take this process half a minute to import. It must not touch the GPU before.
-    """
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+def in_process(start: str, target: Callable[..., Any], *args: Any) -> bool:
+    """Run `target` in a process of its own, started by "fork" or "spawn", and return whether it ended well."""
+    process = multiprocessing.get_context(start).Process(target=target, args=args)
     process.start()
     process.join()
     return process.exitcode == 0
+
+
+def try_fork(device: str) -> tuple[str, dict[str, Any]]:
+    """Return how processes are to start, and `about_machine`.
+
+    A fork has the libraries already that a fresh process takes half a minute to import. But it can use the GPU only if
+    no library has started CUDA in this process.
+    """
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            return "fork", pool.submit(about_machine, device).result()
+    except RuntimeError:  # CUDA's
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return "spawn", pool.submit(about_machine, device).result()
 
 
 def summary(content: dict[str, Any]) -> str:
@@ -158,15 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.one_of("part", [*PARTS, *(name for names in rows.values() for name in names)])(args.only)
         rows = {module: [name for name in names if name == args.only] for module, names in rows.items()}
     path = args.reports / ("gpu.json" if args.device == "cuda" else "gpu-rehearsal.json")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        about = pool.submit(about_machine, args.device).result()
+    start, about = try_fork(args.device)
     print(f"[tools.gpu_check] {about['card']} -> {path.resolve()}; leave the machine alone meanwhile", flush=True)
     started, well = time.monotonic(), True
     if args.only in ("all", "tests"):
-        well &= in_process(run_tests, path, about)
+        well &= in_process(start, run_tests, path, about)
     for module, names in rows.items():
         if names and args.only != "tests":
-            well &= in_process(run_benchmarks, path, about, module, names)
+            well &= in_process(start, run_benchmarks, path, about, module, names)
     content = Report(path, about).content
     print(summary(content), flush=True)
     measured = [e for e in content["bench"].values() if "value" in e and not e.get("rehearsal")]
