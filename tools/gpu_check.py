@@ -116,7 +116,8 @@ def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequen
 
 def in_process(start: str, target: Callable[..., Any], *args: Any) -> bool:
     """Run `target` in a process of its own, started by "fork" or "spawn", and return whether it ended well."""
-    process = multiprocessing.get_context(start).Process(target=target, args=args)
+    context: Any = multiprocessing.get_context(start)
+    process = context.Process(target=target, args=args)
     process.start()
     process.join()
     return process.exitcode == 0
