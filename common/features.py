@@ -149,12 +149,13 @@ def forward(
         worker_init_fn=start_worker,
     )
     prepare = [_preparation(device, normalise) for _, device in networks]
+    streams = [torch.cuda.Stream(device) if on_gpu else None for _, device in networks]
     pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
     ahead = len(networks) if on_gpu else len(networks) - 1
     for number, (batch, _) in enumerate(loader):
         turn = number % len(networks)
         network, device = networks[turn]
-        batch = batch.to(device, non_blocking=True)
+        batch = _sent(batch, device, streams[turn])
         with torch.autocast(device.type, AMP.get(amp or ""), enabled=amp is not None):
             features = torch.cat([network(prepare[turn](piece)).float() for piece in batch.split(_piece(batch))])
         # To pinned memory, as it is not blocking; the event tells when it has arrived.
@@ -166,6 +167,18 @@ def forward(
         yield _arrived(host, event)
 
 
+def _sent(batch: Tensor, device: torch.device, stream: "torch.cuda.Stream | None") -> Tensor:
+    """Return the batch on the device; a GPU receives it in `stream`, while it computes the one before."""
+    if stream is None:
+        return batch.to(device)
+    with torch.cuda.stream(stream):
+        there = batch.to(device, non_blocking=True)
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(stream)
+    there.record_stream(computing)  # its memory is not given away before that stream has read it
+    return there
+
+
 def _arrived(host: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
     if event is not None:
         event.synchronize()
@@ -174,18 +187,23 @@ def _arrived(host: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
 
 def _piece(batch: Tensor) -> int:
     """Return how many images to forward at a time: on a GPU all, on a CPU few enough for memory to be used again."""
-    return len(batch) if batch.is_cuda else max(1, PIECE // (batch.shape[-2] * batch.shape[-1]))
+    return len(batch) if batch.is_cuda else max(1, 3 * PIECE // batch[0].numel())
 
 
 def _as_bytes(transform: Callable[[Image.Image], Any]) -> tuple[Callable[[Image.Image], Any], Any]:
     """Split a transform that ends with ToTensor and Normalize: its images as bytes, and the Normalize or None.
 
-    Bytes pass from the workers to the device in a quarter of the memory, and are normalised there in batches.
+    Bytes pass from the workers to the device in a quarter of the memory, and are normalised there in batches. They
+    stay in the order of the image, (H, W, 3), which is channels-last already.
     """
     steps = transform.transforms if isinstance(transform, transforms.Compose) else []
     if [type(step) for step in steps[-2:]] != [transforms.ToTensor, transforms.Normalize]:
         return transform, None
-    return transforms.Compose([*steps[:-2], transforms.PILToTensor()]), steps[-1]
+    return transforms.Compose([*steps[:-2], _bytes]), steps[-1]
+
+
+def _bytes(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image))
 
 
 def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Tensor]:
@@ -197,8 +215,7 @@ def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Ten
     most, mean, std = (torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1) for value in values)
 
     def prepare(batch: Tensor) -> Tensor:
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        return batch.float().div_(most).sub_(mean).div_(std)
+        return batch.permute(0, 3, 1, 2).float().div_(most).sub_(mean).div_(std)
 
     return prepare
 

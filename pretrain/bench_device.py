@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "cuda": Sizes("imagenet", 128, 224, 8, 50_000, 512, "resnet18_cifar", 3, 256, 3072, 8),
+    "cuda": Sizes("imagenet", 128, 224, 8, 50_000, 512, "resnet18_cifar", 2, 256, 3072, 8),
     "cpu": Sizes("demo", 4, 32, 2, 64, 16, "test_resnet", 2, 8, 16, 1),
 }
 
@@ -276,6 +276,7 @@ class BareLoop:
         count, batch = SIZES[self.device].cifar_images, SIZES[self.device].cifar_batch
         with Clock(self.device) as clock:
             order = torch.randperm(count)
+            order = order.pin_memory() if self.device == "cuda" else order  # as a loader gives it
             for step in range(count // batch):
                 data = {"inputs": order[step * batch :][:batch], "seed": torch.tensor([step])}
                 views = self.model.data_preprocessor(data)["inputs"]

@@ -306,7 +306,7 @@ def test_pixels_pass_as_bytes_and_reach_the_network_as_the_transform_says(checkp
     images = read(folder)
     want = torch.stack([TRANSFORM(images.image(k)) for k in range(5)])
     extract_features(checkpoint, images, TRANSFORM, tmp_path / "cache")
-    assert collate[0].dtype == torch.uint8
+    assert (collate[0].dtype, collate[0].shape[2]) == (torch.uint8, 3)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(seen[0], want)  # every bit
     # Any other transform's tensors are taken as they are.
@@ -367,8 +367,8 @@ def test_features_of_a_gpu_are_the_cpus(device, checkpoint):
 
 @pytest.mark.gpu
 def test_pixels_on_a_gpu_are_the_transforms(device):
-    pixels = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 3, 1)
-    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).repeat(2, 3, 1, 3)
+    images = [Image.fromarray(image.numpy()) for image in pixels]
     transform = evaluation_transform(256)
     transform.transforms.pop(0)  # the crop
     _, normalise = features._as_bytes(transform)
