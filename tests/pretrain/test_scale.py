@@ -449,8 +449,8 @@ def test_chosen_views_need_fresh_references():
 )
 @pytest.mark.parametrize("profile", ["demo", "cifar10", "imagenet"])
 def test_ablations_are_small_changes_to_a_method(profile, name, want):
-    args = Namespace(profile=profile, data=Path("data"), cfg_options={}, data_root=None, skip_corrupt=False, device_views=False, amp=None,
-                     accumulate=1, channels_last=False, compile=False)  # fmt: skip
+    args = Namespace(profile=profile, data=Path("data"), cfg_options={}, data_root=None, skip_corrupt=False, amp=None,
+                     device_views=False, accumulate=1, channels_last=False, compile=False)  # fmt: skip
     config = train.method_config(args, name)
     assert want(config)
     model = MODELS.build(dict(config.model, backbone=dict(name="test_resnet")))
