@@ -24,6 +24,7 @@ from common.data import IMAGENET_MEAN, IMAGENET_STD
 from common.engine import unwrapped
 from pretrain import augmentation
 from pretrain.augmentation import build_steps
+from pretrain.gsg import sent
 from pretrain.views import PixelBatches
 
 Drawn = dict[str, Tensor]  # parameters by name, one row per image
@@ -36,11 +37,6 @@ def uniform(bounds: Sequence[float], shape: int | tuple[int, ...], generator: to
     """Return float64 numbers of `shape`, uniform between the two `bounds`."""
     low, high = bounds
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Return `values` (on the CPU) on `device`, without waiting for it."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 class Part(NamedTuple):
@@ -60,7 +56,7 @@ def change(x: Tensor, part: Part, step: Callable[[Tensor, Any], Tensor], *parame
         return torch.where(part.device.view(-1, 1, 1, 1), step(x, *parameters), x)
     if not part.host.any():
         return x
-    place = send(part.host.nonzero()[:, 0], x.device)
+    place = sent(part.host.nonzero()[:, 0], x.device)
     chosen = step(x.index_select(0, place), *(values.index_select(0, place) for values in parameters))
     return x.index_copy(0, place, chosen)
 
@@ -349,7 +345,7 @@ class Plan:
 
     def views(self, x: Tensor) -> Tensor:
         """Return the views (n, 3, H', W') float32, normalised, of the images (n, 3, H, W) uint8."""
-        numbers = send(self.numbers, x.device)
+        numbers = sent(self.numbers, x.device)
         count = max(1, CHUNK // (3 * max(x.shape[2] * x.shape[3], self.size[0] * self.size[1])))
         parts = [slice(k, k + count) for k in range(0, len(x), count)]
         with exactly(x.device):
@@ -401,7 +397,7 @@ class Replay:
     """
 
     def __init__(self, plan: Plan, held: Tensor, places: Tensor, num_views: int) -> None:
-        self.places, self.numbers = places.clone(), send(plan.numbers, held.device)
+        self.places, self.numbers = places.clone(), sent(plan.numbers, held.device)
 
         def views() -> Tensor:
             return plan.apply(held.index_select(0, self.places).repeat(num_views, 1, 1, 1), self.numbers)

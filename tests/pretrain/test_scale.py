@@ -164,10 +164,10 @@ cli.run(lambda: train.main(sys.argv[1:]))
 '''
 
 
-@pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
-def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launcher):
+@pytest.mark.parametrize(("launcher", "views"), [("pytorch", []), ("slurm", []), ("pytorch", ["--device-views"])])
+def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launcher, views):
     (space / "ranks.py").write_text(RANKS)
-    arguments = ["--method", "simsiam_gsg", "--launcher", launcher, "--data-root", "data", "--cfg-options"]
+    arguments = ["--method", "simsiam_gsg", "--launcher", launcher, "--data-root", "data", *views, "--cfg-options"]
     arguments += [*TINY[1:-1], "default_hooks.checkpoint.interval=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if launcher == "pytorch":
