@@ -138,7 +138,7 @@ def run_room(
     parser.add_argument("--json", type=Path, help="write the entries to this file")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="measure the gpu_* rows here; cpu rehearses them")
     args = parser.parse_args(argv)
-    device = args.device or pick_bench_device()
+    device = args.device or (pick_bench_device() if on_device else None)
     if device is not None:
         benchmarks = {name: benchmark.on(device) for name, benchmark in (on_device or {}).items()}
     missing = [name for name in args.only or () if name not in benchmarks]

@@ -13,6 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 import common.data
+from common.checkpoint import load_checkpoint
 from common.cli import UserError
 from common.config import load_config
 from common.draws import Draw, seeded
@@ -391,10 +392,23 @@ def test_a_run_resumes_within_an_epoch_bit_for_bit(space, monkeypatch):
     assert resumed[1] == [line for line in whole[1] if line["step"] != 2]  # killed before it wrote that line
 
 
+def test_images_of_several_sizes_are_cropped_by_processes_and_finished_by_the_device(space):
+    path = space / "data" / "train" / "a" / "0.png"
+    Image.open(path).resize((150, 90)).save(path)
+    exports = []
+    for workers in (0, 2):
+        options = (f"train_dataloader.num_workers={workers}", f"train_dataloader.persistent_workers={workers > 0}")
+        run_train("--profile", "cifar10", "--data-root", "data", "--device-views", options=options)
+        exports.append(load_checkpoint(space / "checkpoints" / "cifar10" / "simsiam.pth").state_dict)
+    assert all(torch.equal(exports[0][name], value) for name, value in exports[1].items())
+
+
 def test_views_of_the_device_are_settings_of_a_run(space, capsys):
     run_train("--device-views", method="byol_gsg", options=("train_cfg.max_epochs=1",))
     assert "exported" in capsys.readouterr().out
     run_train("--device-views", method="byol_gsg", options=("train_cfg.max_epochs=1",))
+    assert "already done" in capsys.readouterr().out
+    run_train(method="byol_gsg", options=("train_cfg.max_epochs=1", "device_views=True"))  # the flag's config option
     assert "already done" in capsys.readouterr().out
     run_train(method="byol_gsg", options=("train_cfg.max_epochs=1",))
     assert "exported" in capsys.readouterr().out
