@@ -3,6 +3,7 @@
 make bench
 """
 
+import gc
 import json
 import os
 import re
@@ -94,6 +95,19 @@ def peak_memory() -> int:
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
+def device_peak(device: str) -> Callable[[], float | None]:
+    """Return a function that tells by how many MiB tensors on the device grew at most since now; None on a CPU."""
+    if device != "cuda":
+        return lambda: None
+    import torch
+
+    gc.collect()
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 @contextmanager

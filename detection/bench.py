@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, run_room, write_photos
+from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, device_peak, run_room, write_photos
 from common.config import load_config
 from detection.train import register
 
@@ -66,10 +66,9 @@ def data_wait(device: str = "cpu") -> Found:
         data = Path(folder)
         if on_gpu:
             write_voc(data / "VOCdevkit")
-            torch.cuda.init()  # without which there are no statistics to reset
-            torch.cuda.reset_peak_memory_stats()
         else:
             ensure_embedded(data)
+        used = device_peak("cuda" if on_gpu else "cpu")
         # The last step's time would otherwise be that of saving, too.
         options = {"train_cfg.max_iters": warm_up + steps, "default_hooks.checkpoint.save_last": False}
         config = load_config(CONFIGS / ("imagenet" if on_gpu else "demo") / "voc.py", data=data, options=options)
@@ -86,8 +85,7 @@ def data_wait(device: str = "cpu") -> Found:
     count = config.train_dataloader.num_workers
     said = f"{statistics.median(seconds):.3f} seconds an iteration, "
     said += f"{count} loading processes" if on_gpu else f"{torch.get_num_threads()} threads"
-    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
-    return Found(100 * sum(waits) / sum(seconds), said, memory)
+    return Found(100 * sum(waits) / sum(seconds), said, used())
 
 
 def write_voc(root: Path) -> None:

@@ -1,12 +1,10 @@
 """What pretraining costs on a GPU: the rows `gpu_*` of pretrain.bench. On a CPU they are rehearsed at tiny sizes."""
 
-import gc
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from common.bench import DeviceBenchmark, Found, silence, write_photos
+from common.bench import DeviceBenchmark, Found, device_peak, silence, write_photos
 from common.config import load_config, share_batch
 from common.draws import Draw, mix
 from common.engine import build_runner, set_run
@@ -86,19 +84,6 @@ class Clock:
         return event
 
 
-@contextmanager
-def peak(device: str) -> Iterator[Callable[[], float | None]]:
-    """Yield a function that returns the peak MiB by which tensors on the device grew since; None on a CPU."""
-    if device != "cuda":
-        yield lambda: None
-        return
-    gc.collect()
-    torch.cuda.init()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    yield lambda: (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
 Step = Callable[[], Any]
 
 
@@ -156,11 +141,10 @@ def compare(device: str, ours: Callable[[], Step], reference: Callable[[], Step]
 
     The steps are built and warmed up one after the other, and then take turns.
     """
-    with peak(device) as used:
-        steps = [ours()]
-        for _ in range(3):
-            steps[0]()
-        memory = used()
+    used, steps = device_peak(device), [ours()]
+    for _ in range(3):
+        steps[0]()
+    memory = used()
     steps.append(reference())
     for _ in range(3):
         steps[1]()
@@ -240,14 +224,13 @@ def cifar_epochs(device: str, method: str) -> tuple[float, float | None]:
         write_cifar(Path(folder), SIZES[device].cifar_images)
         config = cifar_config(device, method, Path(folder))
         set_run(config, work_dir=Path(folder) / "run", seed=0)
-        with peak(device) as used:
-            runner = build_runner(config, settings="bench")
-            start_device_views(runner)
-            times = EpochSeconds(device)
-            runner.register_hook(times)
-            runner.train()
-            memory = used()
-    return statistics.median(times.seconds[1:]), memory
+        used = device_peak(device)
+        runner = build_runner(config, settings="bench")
+        start_device_views(runner)
+        times = EpochSeconds(device)
+        runner.register_hook(times)
+        runner.train()
+    return statistics.median(times.seconds[1:]), used()
 
 
 def cifar_epoch(method: str, device: str) -> Found:
@@ -311,18 +294,15 @@ def loader_ratio(device: str) -> Found:
         batches = PixelBatches(images, steps)
         views = DeviceViews(num_views=2).to(device)
         views.serve(batches)
-        rates: list[float] = []
-        with peak(device) as used:
-            for data, finish in ((batches, views), (MultiView(images, steps), partial(on_device, device))):
-                clock = Clock(device)
-                loader = loader_of(device, data)
-                with clock:
-                    for batch in loader:
-                        finish(batch)
-                rates.append(sizes.visits / clock.seconds)
-            memory = used()
+        rates, used = [], device_peak(device)
+        for data, finish in ((batches, views), (MultiView(images, steps), partial(on_device, device))):
+            loader = loader_of(device, data)
+            with Clock(device) as clock:
+                for batch in loader:
+                    finish(batch)
+            rates.append(sizes.visits / clock.seconds)
     said = f"{rates[0]:.0f} / {rates[1]:.0f} images/s, {sizes.workers} processes each"
-    return Found(rates[0] / rates[1], said, memory)
+    return Found(rates[0] / rates[1], said, used())
 
 
 def loader_of(device: str, data: MultiView) -> DataLoader:

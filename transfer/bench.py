@@ -4,14 +4,12 @@ make bench, or one of them: python -m transfer.bench --only transfer_sweep_ratio
 """
 
 import multiprocessing
-import os
 import shutil
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from common import cli
-from common.bench import Benchmark, DeviceBenchmark, Found, peak_memory, run_room, write_photos
+from common.bench import Benchmark, DeviceBenchmark, Found, device_peak, peak_memory, run_room, silence, write_photos
 from transfer.sweep import WEIGHT_DECAYS, Part, read_chunks, sweep
 
 if TYPE_CHECKING:
@@ -117,13 +115,6 @@ def our_sweep(
     both, test = Part(x[: problem.n], y[: problem.n]), Part(x[problem.n :], y[problem.n :])
     with silence():
         return sweep(both, *problem.rows, test, "accuracy", weight_decays, device).test
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Let bars be written, but not shown."""
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
-        yield
 
 
 @cache
@@ -301,7 +292,7 @@ def gpu_extraction(name: str) -> Found:
 
         bare(few)
         ours(few)
-        _forget_peak(name)
+        used = device_peak(name)
         more = many - few
         before, start, extraction, after = bare(more // 2), ours(few), ours(many), bare(more // 2)
     passes, ours_more = before + after, max(extraction - start, 1e-3)
@@ -309,7 +300,7 @@ def gpu_extraction(name: str) -> Found:
         f"{more / ours_more:.0f} images/s of {more / passes:.0f}, {workers} workers, batches of {batch_size}; "
         f"{start - few * ours_more / more:.1f} s to start are left out"
     )
-    return Found(100 * passes / ours_more, said, _peak_mib(name))
+    return Found(100 * passes / ours_more, said, used())
 
 
 def gpu_sweep(name: str) -> Found:
@@ -322,7 +313,7 @@ def gpu_sweep(name: str) -> Found:
     x, y = make_features(problem)
     device = torch.device(name)
     our_sweep(x, y, problem, WEIGHT_DECAYS[30:32], device)  # brings the libraries
-    _forget_peak(name)
+    used = device_peak(name)
     seconds, accuracies = [], []
     for where in (device, None):
         started = time.perf_counter()
@@ -333,7 +324,7 @@ def gpu_sweep(name: str) -> Found:
         f"{problem.said}: {seconds[1]:.1f} s on {cores()} cores, {seconds[0]:.2f} s on the "
         f"device; test accuracy {gap:.2f} points apart, at most {APART} allowed"
     )
-    return Found(seconds[1] / seconds[0] if gap <= APART else 0.0, said, _peak_mib(name))
+    return Found(seconds[1] / seconds[0] if gap <= APART else 0.0, said, used())
 
 
 def _wait(name: str) -> None:
@@ -341,21 +332,6 @@ def _wait(name: str) -> None:
         import torch
 
         torch.cuda.synchronize()
-
-
-def _forget_peak(name: str) -> None:
-    if name == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_mib(name: str) -> float | None:
-    if name != "cuda":
-        return None
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def _benchmarks() -> dict[str, Benchmark]:

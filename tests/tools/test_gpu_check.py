@@ -1,8 +1,10 @@
 """The check of a GPU: what it keeps, when it fails, and what it says where there is no GPU."""
 
+import importlib
 import json
 import multiprocessing
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,3 +112,10 @@ def test_without_a_gpu_one_line_says_how_to_rehearse(monkeypatch, tmp_path):
 def test_an_unknown_part_is_named_with_the_known_ones(room):
     with pytest.raises(UserError, match="unknown part 'gpu_three'; known: all, tests, bench, gpu_one"):
         check(room, "--only", "gpu_three")
+
+
+def test_every_row_stands_in_the_document_of_what_was_seen():
+    seen = (Path(gpu_check.__file__).parents[1] / "docs" / "gpu.md").read_text()
+    rows = [name for module in gpu_check.ROOMS for name in importlib.import_module(module).DEVICE_BENCHMARKS]
+    assert len(rows) == 11
+    assert [name for name in rows if f"| `{name}` |" not in seen] == []
