@@ -14,6 +14,7 @@ from common.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Transformed,
+    check_classes,
     evaluation_transform,
     image_folder,
     read_class_map,
@@ -58,6 +59,103 @@ def test_a_folder_without_class_folders_of_images_is_named_with_the_hint(tmp_pat
         read(root)
     kind = "is missing" if content is None else "holds no class folders with images"
     assert str(caught.value) == f"data set folder {root} {kind}; place pets there"
+
+
+def add(path, content=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise(4, 4).save(path) if content is None else path.write_bytes(content)
+
+
+def test_what_is_hidden_or_the_system_s_is_neither_a_class_nor_an_image(folder, capfd):
+    before = read(folder)
+    for name in (
+        ".ipynb_checkpoints/0.png",
+        "__MACOSX/cat/._a.png",
+        "@eaDir/a.png",
+        "cat/.ipynb_checkpoints/a.png",
+        "cat/__MACOSX/a.png",
+        "cat/._a.png",
+        "cat/.DS_Store.png",
+    ):
+        add(folder / name)
+    after = read(folder)
+    assert (after.classes, after.paths) == (before.classes, before.paths)
+    assert ".ipynb_checkpoints" not in capfd.readouterr().err
+
+
+def test_empty_classes_and_file_types_that_are_not_read_are_named(folder, capfd):
+    (folder / "ant").mkdir()
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/none", "egg/only.npy", "loose.png"):
+        add(folder / name, b"x")
+    images = read(folder)
+    assert images.classes == ["cat", "dog"]
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    said = capfd.readouterr().err
+    assert f"note: data set folder {folder}: no images in ant, egg, which count as no class\n" in said
+    assert (
+        "files that are not read: 2 .heic, 1 .npy, 1 .txt, 1 outside the class folders, 1 without an ending\n" in said
+    )
+    read(folder)
+    assert capfd.readouterr().err == ""  # said once
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.pgm", "x.JFIF", "x.webp", "x.PNM"])
+def test_endings_of_images_that_pillow_reads(tmp_path, name):
+    path = tmp_path / "a" / name
+    path.parent.mkdir()
+    Image.new("L", (4, 3), 77).save(path, {"JFIF": "JPEG", "PNM": "PPM"}.get(name[2:]))
+    images = image_folder(tmp_path, name="x", hint="")
+    assert images.paths == [f"a/{name}"]
+    assert images.image(0).getpixel((1, 1)) == (77, 77, 77)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    add(outside / "x.png")
+    (folder / "cat" / "more").symlink_to(outside)
+    (folder / "eel").symlink_to(outside)
+    (folder / "dog" / "loop").symlink_to(folder / "dog")
+    images = read(folder)
+    assert images.classes == ["cat", "dog", "eel"]
+    assert images.paths == ["cat/a.png", "cat/more/x.png", "cat/z.JPG", "dog/b.png", "dog/deep/c.bmp", "eel/x.png"]
+
+
+@pytest.mark.parametrize("name", [b"\xe9t\xe9/a.png", b"cat/\xe9.png"])
+def test_a_name_that_is_not_utf8_is_refused_in_printable_words(folder, name):
+    path = os.path.join(os.fsencode(folder), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb"):
+        pass
+    with pytest.raises(UserError, match=r"^the name of b'.*\\xe9.*' is not UTF-8; rename it$") as caught:
+        read(folder)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ("abc", "abc", None),
+        ("abc", "bc", "only {}/train has a; "),
+        ("abc", "ab", "only {}/train has c; "),
+        ("ab", "abc", "only {}/val has c; "),
+        ("abc", "Abc", "only {}/train has a; only {}/val has A; "),
+        ("abcdefgh", "h", "only {}/train has a, b, c, d, e and 2 more; "),
+    ],
+)
+def test_train_and_val_must_have_the_same_classes(tmp_path, train, test, said):
+    for split, names in (("train", train), ("val", test)):
+        (tmp_path / split / "zz empty").mkdir(parents=True)
+        for name in names:
+            add(tmp_path / split / name / "0.png")
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    images = image_folder(tmp_path / "val", name="x", hint="")
+    if said is None:
+        check_classes(tmp_path / "train", images)
+        return
+    with pytest.raises(UserError) as caught:
+        check_classes(tmp_path / "train", images)
+    assert said.replace("{}", str(tmp_path)) in str(caught.value)
+    assert str(caught.value).endswith("give both the same class folders, with images in each")
 
 
 def broken(path, kind):
