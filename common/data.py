@@ -4,13 +4,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -114,19 +116,61 @@ def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
 
     Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it.
     With `reduction`, which is called with the stored size, a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where
-    the factor that it returns allows it. Raises UserError naming the file when it is missing or corrupt.
+    the factor that it returns allows it. Raises UserError naming the file when it is missing, corrupt or too large,
+    or holds numbers of 32 bits, which have no range of levels; those of 16 bits are scaled to 8.
+    """
+    with readable(path, remedy="restore or remove it"):
+        image = Image.open(path)
+    with image:
+        factor = 1 if reduction is None else max(1, int(reduction(image.size)))
+        with readable(path, remedy="restore or remove it"):
+            if factor > 1:
+                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+            return _as_rgb(image, path)
+
+
+@contextmanager
+def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "restore the data set") -> Iterator[None]:
+    """Turn whatever Pillow raises in the block into a UserError that names the file and `remedy`, or `missing`.
+
+    A damaged file makes its decoders fail in any way: OSError, SyntaxError, struct.error, MemoryError and others.
     """
     try:
-        with Image.open(path) as image:
-            if reduction is not None:
-                factor = max(1, int(reduction(image.size)))
-                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-            return image.convert("RGB")
+        yield
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(f"image {path} is missing; restore the data set") from None
-    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{what} {path} is missing; {missing}") from None
+    except Exception as error:
         reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
-        raise UserError(f"image {path} is truncated or corrupt ({reason}); restore or remove it") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise UserError(f"{what} {path} is too large for Pillow ({reason}); make it smaller, or {remedy}") from None
+        kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
+        raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Return the image in RGB of 8 bits; Pillow's own conversion cuts deeper levels off at 255.
+
+    Levels of 16 bits are scaled by the range that the format gives them, whatever part of it an image uses. Raises
+    UserError for numbers of 32 bits, which have no such range.
+    """
+    if image.mode[0] not in "IF":  # the modes I, I;16 and their like, and F
+        return image.convert("RGB")
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if image.mode.startswith("I;16"):
+        top = 2 ** min(16, tags.get(BITSPERSAMPLE, (16,))[0]) - 1  # 12 bits stay as they are
+    elif image.mode == "I" and image.format in ("PPM", "PNG"):
+        top = 2**16 - 1  # Pillow scales a PGM's levels to this
+    else:
+        raise UserError(
+            f"image {path} holds numbers of 32 bits or with signs (Pillow's mode {image.mode}), which have no range "
+            "of levels; convert it to 8 or 16 bits"
+        )
+    levels = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds in 8 bits only
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
 
 
 def read_class_map(
@@ -137,13 +181,8 @@ def read_class_map(
     Raises UserError naming a map that is missing or broken, is not of its image's `size` (height, width), or has
     labels beyond.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"class map {path} is missing; {remedy}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"class map {path} is truncated or corrupt ({error}); {remedy}") from None
+    with readable(path, "class map", remedy=remedy, missing=remedy), Image.open(path) as image:
+        mode, labels = image.mode, np.asarray(image)
     if mode not in ("L", "P"):
         raise UserError(f"class map {path} does not hold 8-bit labels (Pillow's mode {mode}); {remedy}")
     if labels.shape != size:

@@ -1,6 +1,8 @@
 """Labelled images: folders, colours, broken files, fingerprints, the evaluation transform."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from common.data import (
     read_class_map,
     read_image,
 )
+from common.preflight import image_size
+from segmentation.preflight import check_pair
 
 
 def noise(width, height, seed=0):
@@ -240,6 +244,106 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
 def test_a_palette_becomes_rgb(tmp_path):
     Image.new("RGB", (4, 3), (10, 20, 30)).quantize(4).save(tmp_path / "image.png")
     assert read_image(tmp_path / "image.png").getpixel((1, 1)) == (10, 20, 30)
+
+
+def tiff(bits, content, width, *, sample_format=1, photometric=1, end="<"):
+    """Return an uncompressed grey TIFF of one row."""
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, len(content)), (339, sample_format)]
+    entries = b"".join(struct.pack(f"{end}HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = (b"II" if end == "<" else b"MM") + struct.pack(f"{end}HI", 42, 8 + len(content))
+    return head + content + struct.pack(f"{end}H", len(tags)) + entries + bytes(4)
+
+
+LEVELS = np.array([0, 255, 32768, 65535], np.uint16)  # are 0, 1, 128 and 255 of 255
+DEEP = {
+    "16.tif": tiff(16, LEVELS.tobytes(), 4),
+    "16 big-endian.tif": tiff(16, LEVELS.astype(">u2").tobytes(), 4, end=">"),
+    "12.tif": tiff(12, bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF]), 4),  # 0, 16, 2048, 4095
+    "16.pgm": b"P5 4 1 65535\n" + LEVELS.astype(">u2").tobytes(),
+    "12.pgm": b"P5 4 1 4095\n" + np.array([0, 16, 2048, 4095], ">u2").tobytes(),
+    "16 plain.pgm": b"P2 4 1 65535\n0 255 32768 65535\n",
+}
+
+
+@pytest.mark.parametrize("name", [*DEEP, "16.png", "16.jp2"])
+def test_levels_of_more_than_8_bits_are_scaled(tmp_path, name):
+    path = tmp_path / name
+    if name in DEEP:
+        path.write_bytes(DEEP[name])
+    else:
+        Image.fromarray(LEVELS[None]).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+def test_16_bits_are_scaled_back_to_the_8_bits_that_they_were(tmp_path):
+    grey = np.arange(256, dtype=np.uint8)[None]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    assert read_image(tmp_path / "16.png").tobytes() == read_image(tmp_path / "8.png").tobytes()
+
+
+def test_where_white_is_0_levels_are_turned_round_in_16_bits_as_in_8(tmp_path):
+    (tmp_path / "8.tif").write_bytes(tiff(8, bytes([0, 1, 128, 255]), 4, photometric=0))
+    (tmp_path / "16.tif").write_bytes(tiff(16, LEVELS.tobytes(), 4, photometric=0))
+    for name in ("8.tif", "16.tif"):
+        assert np.asarray(read_image(tmp_path / name))[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(32, np.arange(4, dtype=np.uint32).tobytes(), 4),
+        tiff(32, np.linspace(0, 1, 4, dtype=np.float32).tobytes(), 4, sample_format=3),
+        tiff(16, np.array([-5, 0, 5, 9], np.int16).tobytes(), 4, sample_format=2),
+    ],
+    ids=["integers", "floats", "signed"],
+)
+def test_numbers_without_a_range_of_levels_are_refused(tmp_path, content):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"a\.tif holds numbers of 32 bits or with signs .* convert it to 8 or 16 bits$"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+READERS = {
+    "image": read_image,
+    "size": image_size,
+    "map": lambda path: read_class_map(path, (3, 4), 9),
+    "pair": lambda path: check_pair((path, path), 9),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_image_beyond_pillow_s_limit_is_one_line(tmp_path, monkeypatch, reader):
+    path = tmp_path / "a.png"
+    noise(4, 3).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(UserError) as caught:
+        READERS[reader](path)
+    line = str(caught.value)
+    assert "a.png is too large for Pillow (Image size (12 pixels) exceeds limit of 10 pixels" in line
+    assert "; make it smaller, or restore" in line
+    assert line.count(str(path)) == len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), struct.error("short"), MemoryError(), EOFError(), zlib.error("bad")], ids=repr
+)
+def test_whatever_pillow_raises_is_one_line(tmp_path, monkeypatch, reader, error):
+    path = tmp_path / "a.png"
+    noise(4, 3).save(path)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"^(image|class map) \S+a\.png is truncated or corrupt \(.+\); restore"):
+        READERS[reader](path)
 
 
 @pytest.mark.parametrize("change", ["image", "label", "name", "new", "gone", "set"])
