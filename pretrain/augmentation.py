@@ -136,11 +136,11 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Turn the hue by `factor` of the circle, as torchvision does in PIL's HSV of 8 bits."""
-    # OpenCV's HSV of 8 bits rounds where PIL cuts off, which makes colours too strong. So its HSV is taken in float32,
-    # and cut off here as PIL does: saturation in double precision, a hue that float32 puts just below a level on it.
+    # OpenCV's HSV of 8 bits rounds where PIL cuts off, which made colours too strong. So its HSV of float32 is cut off
+    # here; a hue that rounding errors put just below a level is taken to be on it.
     hue, saturation, value = cv2.split(cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV))
     hue_level = (hue * (255 / 360 * (1 + 1e-6))).astype(np.uint8)
-    saturation_level = (saturation.astype(np.float64) * 255).astype(np.uint8)
+    saturation_level = (saturation * 255).astype(np.uint8)
     turned = (np.arange(256) + int(factor * 255)) % 256 * (360 / 255)
     hue, saturation = cv2.LUT(hue_level, turned.astype(np.float32)), cv2.LUT(saturation_level, SHARES)
     return cv2.convertScaleAbs(cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB))
