@@ -122,8 +122,14 @@ def _extract(
     with bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
         for rows in batches:
             if not np.isfinite(rows).all():
-                cause = f"its training diverged, or {amp} overflowed" if amp else "its training diverged"
-                raise UserError(f"the features of {checkpoint.path} ({images.name}) are not finite: {cause}")
+                cause = (
+                    f"its training diverged, or {amp} overflowed; leave --amp out, or"
+                    if amp
+                    else "its training diverged;"
+                )
+                raise UserError(
+                    f"the features of {checkpoint.path} ({images.name}) are not finite: {cause} pretrain again"
+                )
             content = rows.tobytes()
             stream.write(content)
             stream.flush()

@@ -208,18 +208,26 @@ def test_a_file_cut_anywhere_is_a_user_s_error_or_the_whole_image(tmp_path_facto
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=60, deadline=None)
-@given(st.binary(min_size=1, max_size=6), st.floats(0, 1), st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
-def test_a_file_with_wrong_bytes_is_a_user_s_error_or_an_image(tmp_path_factory, patch, where, kind):
+@given(
+    st.binary(min_size=1, max_size=6),
+    st.floats(0, 1),
+    st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "PPM", "BMP", "JPEG2000"]),
+    st.sampled_from(["RGB", "I;16"]),
+)
+def test_a_file_with_wrong_bytes_is_a_user_s_error_or_an_image(tmp_path_factory, patch, where, kind, mode):
     path = tmp_path_factory.mktemp("wrong") / "image"
-    noise(9, 7).save(path, kind)
+    deep = mode == "I;16" and kind in ("PNG", "TIFF", "PPM", "JPEG2000")
+    image = Image.fromarray(np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000) if deep else noise(9, 7)
+    image.save(path, kind)
     content = bytearray(path.read_bytes())
     start = int(where * (len(content) - 1))
     content[start : start + len(patch)] = patch
     path.write_bytes(content)
-    try:
-        assert read_image(path).mode == "RGB"
-    except UserError as error:
-        assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
+    for reader in READERS.values():
+        try:
+            reader(path)
+        except UserError as error:
+            assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
 
 
 @pytest.mark.parametrize(
