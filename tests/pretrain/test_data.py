@@ -1,9 +1,11 @@
 """The images of pretraining and its evaluation: training and test folders agree in their classes."""
 
 import pytest
+import torch
+import torchvision
 
 from common.cli import UserError
-from pretrain import train
+from pretrain import knn, train
 from pretrain.data import open_images
 from tests.pretrain.tiny import TINY
 
@@ -32,6 +34,14 @@ def test_both_splits_have_the_labels_of_the_same_classes(space):
         images = open_images("folder", "data", split)
         assert images.classes == ["a", "b"]
         assert images.labels.tolist() == [0] * count + [1] * count
+
+
+def test_knn_refuses_them_before_it_extracts_features_and_leaves_no_record(val_lacks_a):
+    torch.save(torchvision.models.resnet18().state_dict(), "a.pth")
+    with pytest.raises(UserError, match=DIFFERENT):
+        knn.main(["--data-root", "data", "--checkpoint", "a.pth", "--name", "mine"])
+    assert not list(val_lacks_a.rglob("*.npy"))
+    assert not list(val_lacks_a.glob("results/**/*.json"))
 
 
 def test_the_monitor_refuses_them_before_the_first_step(val_lacks_a):
