@@ -144,7 +144,7 @@ def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "re
     except Exception as error:
         reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
-            raise UserError(f"{what} {path} is too large for Pillow ({reason}); make it smaller, or {remedy}") from None
+            raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
         kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
         raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None
 

@@ -10,7 +10,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.data import readable
 from common.files import alone, sha256_of_text, write_json
 
 T = TypeVar("T")
@@ -61,8 +60,14 @@ def _kept(done: Path) -> list | None:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from an image's header. Raises UserError naming a file that is missing or no image."""
-    with readable(path, remedy="restore it"), Image.open(path) as image:
-        return image.size
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; restore the data set") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
+        raise UserError(f"image {path} is truncated or corrupt ({reason}); restore it") from None
 
 
 def read_json(path: Path) -> dict:

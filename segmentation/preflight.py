@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from common.cli import UserError
-from common.data import read_class_map, readable
+from common.data import read_class_map
 from common.preflight import check_once, image_size
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def check_pair(pair: tuple[Path, Path], classes: int) -> tuple[int, int]:
     image, path = pair
     width, height = image_size(image)
     read_class_map(path, (height, width), classes)  # 0 is unlabelled, k is class k - 1
-    with readable(image, remedy="restore it"), Image.open(image) as opened:
-        opened.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
-        opened.load()
+    try:
+        with Image.open(image) as opened:
+            opened.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
+            opened.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {image} is truncated or corrupt ({error}); restore it") from None
     return width, height

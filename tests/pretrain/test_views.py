@@ -125,7 +125,7 @@ def test_images_too_large_or_too_deep_are_skipped_and_named(folder, tmp_path, ca
     data = MultiView(folder, CROP, skip_corrupt=True)
     assert data[Draw(2, 7)]["skipped"] == 2
     said = capfd.readouterr().err.splitlines()
-    assert f"{large} is too large for Pillow" in said[0]
+    assert f"{large} is too large (Image size (400000000 pixels)" in said[0]
     assert f"{deep} holds numbers of 32 bits" in said[1]
 
 
