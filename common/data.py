@@ -178,11 +178,13 @@ def read_class_map(
 ) -> np.ndarray:
     """Return the labels (H, W) uint8, 0 to `highest`, of an 8-bit picture of classes.
 
-    Raises UserError naming a map that is missing or broken, is not of its image's `size` (height, width), or has
-    labels beyond.
+    Raises UserError naming a map that is missing or broken, is a JPEG by its contents, is not of its image's `size`
+    (height, width), or has labels beyond.
     """
     with readable(path, "class map", remedy=remedy, missing=remedy), Image.open(path) as image:
-        mode, labels = image.mode, np.asarray(image)
+        kind, mode, labels = image.format, image.mode, np.asarray(image)
+    if kind == "JPEG":
+        raise UserError(f"class map {path} is a JPEG, whose compression changes labels; {remedy}")
     if mode not in ("L", "P"):
         raise UserError(f"class map {path} does not hold 8-bit labels (Pillow's mode {mode}); {remedy}")
     if labels.shape != size:

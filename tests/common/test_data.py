@@ -434,6 +434,12 @@ def test_a_class_map_is_read_as_it_is_stored(tmp_path, mode):
     np.testing.assert_array_equal(read_class_map(tmp_path / "map.png", (5, 7), 150), labels)
 
 
+def test_a_class_map_that_is_a_jpeg_by_its_contents_is_refused(tmp_path):
+    Image.fromarray(np.full((2, 3), 5, np.uint8)).save(tmp_path / "map.png", "JPEG")
+    with pytest.raises(UserError, match=r"map\.png is a JPEG, whose compression changes labels; restore the data set$"):
+        read_class_map(tmp_path / "map.png", (2, 3), 9)
+
+
 def test_a_class_map_that_is_missing_or_of_another_range(tmp_path):
     path = tmp_path / "map.png"
     with pytest.raises(UserError, match=r"^class map .*map\.png is missing; restore the data set$"):
