@@ -9,6 +9,7 @@ also beside it, as `<name>.json`.
 import io
 import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from common.cli import UserError
 from common.files import atomic_write, sha256_of_file, write_json
 
 SCHEMA = 1
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 META_KEYS = (
     "schema",
     "name",
@@ -107,8 +110,8 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint
     Those names may be bare, or under `module.encoder.` as facebookresearch/simsiam and the GSG authors save them;
     the classifier or projector `fc` and all that is not of the online encoder is left out. Tensors only are
     read (`weights_only=True`). Raises UserError when the file is missing (naming `make_it`, the command that
-    makes it), truncated, no checkpoint, carries pickled objects, is in another
-    layout, or does not hold exactly the tensors of its architecture.
+    makes it), truncated, damaged, no checkpoint, carries pickled objects, is in another layout, does not hold exactly
+    the tensors of its architecture, or holds weights that are not finite numbers.
     """
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
@@ -130,6 +133,7 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint
             raise UserError(f"{path} {what}: its {len(tensors)} tensors (first: {first}) {_ASKED}")
         arch, meta = found, {"arch": found, "name": path.stem}
     _check_fit(path, tensors, arch)
+    _check_values(path, tensors, make_it)
     return Checkpoint(path, sha256_of_file(path), tensors, meta, left_out)
 
 
@@ -158,6 +162,10 @@ def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
 def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} is missing; make it with `{make_it}`")
+    if (entry := damaged_entry(path)) is not None:
+        raise UserError(
+            f"checkpoint {path} is damaged: entry {entry!a} does not fit its checksum; make it again with `{make_it}`"
+        )
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters raises
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -211,6 +219,29 @@ def _is_state_dict(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in content.items())
 
 
+def damaged_entry(path: Path) -> str | None:
+    """Return the first entry of a file of torch's (a zip) that does not fit its CRC, which torch.load does not compare.
+
+    Return None if there is none. Legacy files have no CRC; in one saved after `set_crc32_options(False)` each is 0, and
+    is not compared. A zip that cannot be read is left to torch.load, which refuses it.
+    """
+    if not _is_zip(path):
+        return None
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception:  # a damaged table of contents makes it fail in any way
+        return None
+    with archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as stream:
+                    while entry.CRC != 0 and stream.read(2**20):
+                        pass
+            except Exception:
+                return entry.filename
+    return None
+
+
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as stream:
         return stream.read(4) == b"PK\x03\x04"
@@ -231,3 +262,20 @@ def _check_fit(path: Path, tensors: dict[str, Tensor], arch: str) -> None:
                 f"{path} is not the {arch} that it says: {key} has shape {tuple(tensors[key].shape)}, "
                 f"not {expected[key]}; export it again"
             )
+
+
+def _check_values(path: Path, tensors: dict[str, Tensor], make_it: str) -> None:
+    for key, value in tensors.items():
+        counter = key.endswith("num_batches_tracked")  # which nothing reads in eval mode
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        if not (plain and value.dtype in ((*FLOATS, *INTEGERS) if counter else FLOATS)):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {key} holds {kind}, not plain floating-point numbers; save it as float32")
+        values = value.float()
+        if not values.isfinite().all():
+            raise UserError(
+                f"the weights of {path} are not finite numbers (first: {key}): its training diverged; "
+                f"make it again with `{make_it}`"
+            )
+        if key.endswith("running_var") and (values < 0).any():
+            raise UserError(f"{path}: {key} holds negative variances; make it again with `{make_it}`")

@@ -1,24 +1,33 @@
 """Labelled images: readers that know their classes, their fingerprint and their broken files."""
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from common.cli import UserError
+from common.cli import UserError, rank
 from common.files import sha256_of_text
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
+    ".gif",
+)
+# Folders that systems add to those of a user; hidden ones, such as .ipynb_checkpoints, begin with a dot.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 
 
 # From an image's (width, height) to the factor by which its reader may reduce it.
@@ -107,19 +116,61 @@ def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
 
     Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it.
     With `reduction`, which is called with the stored size, a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where
-    the factor that it returns allows it. Raises UserError naming the file when it is missing or corrupt.
+    the factor that it returns allows it. Raises UserError naming the file when it is missing, corrupt or too large,
+    or holds numbers of 32 bits, which have no range of levels; those of 16 bits are scaled to 8.
+    """
+    with readable(path, remedy="restore or remove it"):
+        image = Image.open(path)
+    with image:
+        factor = 1 if reduction is None else max(1, int(reduction(image.size)))
+        with readable(path, remedy="restore or remove it"):
+            if factor > 1:
+                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+            return _as_rgb(image, path)
+
+
+@contextmanager
+def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "restore the data set") -> Iterator[None]:
+    """Turn whatever Pillow raises in the block into a UserError that names the file and `remedy`, or `missing`.
+
+    A damaged file makes its decoders fail in any way: OSError, SyntaxError, struct.error, MemoryError and others.
     """
     try:
-        with Image.open(path) as image:
-            if reduction is not None:
-                factor = max(1, int(reduction(image.size)))
-                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-            return image.convert("RGB")
+        yield
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(f"image {path} is missing; restore the data set") from None
-    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{what} {path} is missing; {missing}") from None
+    except Exception as error:
         reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
-        raise UserError(f"image {path} is truncated or corrupt ({reason}); restore or remove it") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
+        kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
+        raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Return the image in RGB of 8 bits; Pillow's own conversion cuts deeper levels off at 255.
+
+    Levels of 16 bits are scaled by the range that the format gives them, whatever part of it an image uses. Raises
+    UserError for numbers of 32 bits, which have no such range.
+    """
+    if image.mode[0] not in "IF":  # the modes I, I;16 and their like, and F
+        return image.convert("RGB")
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if image.mode.startswith("I;16"):
+        top = 2 ** min(16, tags.get(BITSPERSAMPLE, (16,))[0]) - 1  # 12 bits stay as they are
+    elif image.mode == "I" and image.format in ("PPM", "PNG"):
+        top = 2**16 - 1  # Pillow scales a PGM's levels to this
+    else:
+        raise UserError(
+            f"image {path} holds numbers of 32 bits or with signs (Pillow's mode {image.mode}), which have no range "
+            "of levels; convert it to 8 or 16 bits"
+        )
+    levels = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds in 8 bits only
+        levels = 255 - levels
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
 
 
 def read_class_map(
@@ -127,16 +178,13 @@ def read_class_map(
 ) -> np.ndarray:
     """Return the labels (H, W) uint8, 0 to `highest`, of an 8-bit picture of classes.
 
-    Raises UserError naming a map that is missing or broken, is not of its image's `size` (height, width), or has
-    labels beyond.
+    Raises UserError naming a map that is missing or broken, is a JPEG by its contents, is not of its image's `size`
+    (height, width), or has labels beyond.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"class map {path} is missing; {remedy}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"class map {path} is truncated or corrupt ({error}); {remedy}") from None
+    with readable(path, "class map", remedy=remedy, missing=remedy), Image.open(path) as image:
+        kind, mode, labels = image.format, image.mode, np.asarray(image)
+    if kind == "JPEG":
+        raise UserError(f"class map {path} is a JPEG, whose compression changes labels; {remedy}")
     if mode not in ("L", "P"):
         raise UserError(f"class map {path} does not hold 8-bit labels (Pillow's mode {mode}); {remedy}")
     if labels.shape != size:
@@ -149,19 +197,101 @@ def read_class_map(
 def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     """Read `<root>/<class>/<image>`: classes and files in sorted order, labels = index of the class.
 
-    Raises UserError naming the folder, with `hint` on what to place there, when it holds no such thing.
+    Hidden files and folders and SYSTEM_FOLDERS are left out, symbolic links are followed. A class folder without
+    images is no class; such folders, and files that are not images by their ending, are named on stderr. Raises
+    UserError naming the folder, with `hint` on what to place there, when it holds no such thing, and naming what
+    cannot be read or has a name that is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"data set folder {root} is missing; {hint}")
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-    paths, labels = [], []
-    for label, folder in enumerate(classes):
-        files = sorted(f for f in (root / folder).rglob("*") if f.suffix.lower() in EXTENSIONS)
-        paths += [str(f.relative_to(root)) for f in files]
-        labels += [label] * len(files)
+    classes: list[str] = []
+    empty: list[str] = []
+    paths: list[str] = []
+    labels: list[int] = []
+    others: Counter[str] = Counter()
+    start = len(os.path.join(root, ""))
+    for folder in _visible(root):
+        if not folder.is_dir():
+            others["outside the class folders"] += _is_image(folder.path)
+            continue
+        files = list(_files(folder.path))
+        images = [file for file in files if _is_image(file)]
+        others.update(os.path.splitext(file)[1].lower() or "without an ending" for file in files if not _is_image(file))
+        if not images:
+            empty.append(folder.name)
+            continue
+        labels += [len(classes)] * len(images)
+        paths += [file[start:] for file in images]
+        classes.append(folder.name)
+    if empty:
+        _note(f"data set folder {root}: no images in {_some(empty)}, which count as no class")
+    if skipped := [f"{count} {kind}" for kind, count in sorted(others.items()) if count]:
+        _note(f"data set folder {root}: files that are not read: {_some(skipped)}")
     if not paths:
         raise UserError(f"data set folder {root} holds no class folders with images; {hint}")
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the name of {os.fsencode(root / path)!r} is not UTF-8; rename it") from None
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def check_classes(train: Path, test: ImageFiles) -> None:
+    """Raise UserError naming the difference unless the folders `train` and `test` have the same classes.
+
+    Labels are places in the list of classes, so a class that one of them lacks would shift all labels after it.
+    """
+    classes = {
+        folder.name for folder in _visible(train) if folder.is_dir() and any(map(_is_image, _files(folder.path)))
+    }
+    sides = [(train, classes - set(test.classes)), (test.root, set(test.classes) - classes)]
+    if differences := [f"only {folder} has {_some(sorted(names))}" for folder, names in sides if names]:
+        raise UserError(
+            f"the class folders of {train} and {test.root} differ: {'; '.join(differences)}; "
+            "give both the same class folders, with images in each"
+        )
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry]:
+    """Return what the folder holds, sorted by name, without what is hidden or the system's."""
+    try:
+        with os.scandir(folder) as entries:
+            kept = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
+    except OSError as error:
+        raise UserError(
+            f"data set folder {folder} cannot be read ({error.strerror}); correct its permissions"
+        ) from None
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _files(folder: str, above: tuple[os.stat_result, ...] = ()) -> Iterator[str]:
+    """Yield the paths of the files at any depth of the folder, sorted; a link to a folder above it is not followed."""
+    here = os.stat(folder)
+    if any(os.path.samestat(here, other) for other in above):
+        return
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _files(entry.path, (*above, here))
+        else:
+            yield entry.path
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS)
+
+
+def _some(words: Sequence[str], most: int = 5) -> str:
+    """Return the first words and how many more there are; names that are not UTF-8 become printable."""
+    shown = [word.encode(errors="backslashreplace").decode() for word in words[:most]]
+    return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+@cache
+def _note(text: str) -> None:
+    """Say it on stderr, once per command: a set may be opened several times, by several processes."""
+    if rank() == 0:
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def evaluation_transform(

@@ -1,10 +1,12 @@
 """Frozen features: one pass over a data set gives an (N, D) float32 array, cached on disk.
 
-kNN, the linear probe, the transfer suite and t-SNE all read it.
+kNN, the linear probe, the transfer suite and t-SNE all read it. A cached array is an .npy file followed by its SHA-256.
 """
 
+import hashlib
 import io
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ from tqdm import tqdm
 
 from common.backbones import feature_dim
 from common.checkpoint import Checkpoint
+from common.cli import UserError
 from common.data import LabelledImages, Transformed
 from common.files import alone, publish, sha256_of_text
 
+DIGEST = 32  # bytes of a SHA-256
 FEW = 2000  # images that are read sooner than processes for it are started
 BATCH = {"cpu": 64, "cuda": 256}  # images; features depend on it by rounding alone, 1e-5 of the largest at most
 # Pixels that a CPU forwards at a time, eight images of 224x224, to the same features within that bound. Glibc gives
@@ -59,15 +63,19 @@ def extract_features(
     L2-normalised nor standardised (PROTOCOLS 4.4). Each image is forwarded once and its row written at once, so
     memory does not grow with the data set. The array appears under its name only when it is complete; an interrupted
     pass is continued by the next one, and of several processes that ask for the same array one makes it while the
-    others wait. A `batch_size` of None is BATCH's of the device.
+    others wait. A `batch_size` of None is BATCH's of the device. An array that does not fit its checksum is named on
+    stderr and made again. Raises UserError naming the checkpoint if its features are not finite.
     """
     state = getattr(images, "state", "")  # of files: also a change that leaves names and sizes as they were
     key = sha256_of_text(checkpoint.sha256, checkpoint.arch, images.fingerprint, state, repr(transform), amp or "")
     path = cache / f"{images.name}-{key[:16]}.npy"
-    if not path.is_file():
+    if not _is_intact(path, key):
         with alone(path):
-            if not path.is_file():
-                _extract(checkpoint, images, transform, path, batch_size, workers, amp)
+            if not _is_intact(path, key):
+                if path.exists():
+                    why = "does not fit its checksum: it is damaged, or an earlier version's, and is made again"
+                    print(f"note: {path} {why}", file=sys.stderr, flush=True)
+                _extract(checkpoint, images, transform, path, key, batch_size, workers, amp)
     return Features(np.load(path, mmap_mode="c"), images.labels, images.fingerprint)
 
 
@@ -97,6 +105,7 @@ def _extract(
     images: LabelledImages,
     transform: Callable[[Image.Image], Any],
     path: Path,
+    key: str,
     batch_size: int | None,
     workers: int,
     amp: str | None,
@@ -105,15 +114,33 @@ def _extract(
     batch_size = batch_size or BATCH[networks[0][1].type]
     width, total = feature_dim(networks[0][0]), len(images.labels)
     part = path.with_name(f".{path.stem}.part")
-    done = _resume(part, total, width, batch_size)
+    sums = part.with_suffix(".sums")
+    done, digest = _resume(part, sums, key, total, width, batch_size)
     batches = forward(networks, images, transform, range(done, total), batch_size=batch_size, workers=workers, amp=amp)
     bar = tqdm(total=total, initial=done, desc=f"features {images.name}", unit="img", leave=False)
     # Written as a stream, batch after batch: on a full disk a memory map ends the process by SIGBUS.
-    with bar, open(part, "ab") as stream:
+    with bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
         for rows in batches:
-            stream.write(rows.tobytes())
+            if not np.isfinite(rows).all():
+                cause = (
+                    f"its training diverged, or {amp} overflowed; leave --amp out, or"
+                    if amp
+                    else "its training diverged;"
+                )
+                raise UserError(
+                    f"the features of {checkpoint.path} ({images.name}) are not finite: {cause} pretrain again"
+                )
+            content = rows.tobytes()
+            stream.write(content)
+            stream.flush()
+            digest.update(content)
+            done += len(rows)
+            checksums.write(f"{done} {digest.hexdigest()}\n".encode())
+            checksums.flush()
             bar.update(len(rows))
+        stream.write(digest.digest())
     publish(part, path)
+    sums.unlink(missing_ok=True)
 
 
 def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
@@ -220,22 +247,51 @@ def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Ten
     return prepare
 
 
-def _resume(part: Path, total: int, width: int, batch_size: int) -> int:
-    """Prepare `part` to be appended to, and return how many rows it holds: whole batches, so that they stay the same.
+def _is_intact(path: Path, key: str) -> bool:
+    """Return whether the array is there and ends with the SHA-256 of its key and of all that goes before."""
+    try:
+        left = path.stat().st_size - DIGEST
+        with open(path, "rb") as stream:
+            digest = hashlib.sha256(key.encode())
+            while left > 0 and (chunk := stream.read(min(left, 2**20))):
+                digest.update(chunk)
+                left -= len(chunk)
+            return left == 0 and stream.read() == digest.digest()
+    except FileNotFoundError:
+        return False
 
-    The file is an .npy whose header announces all rows.
+
+def _resume(part: Path, sums: Path, key: str, total: int, width: int, batch_size: int) -> tuple[int, Any]:
+    """Prepare `part` to be appended to; return how many rows it holds, and the running SHA-256 of it.
+
+    Whole batches stay, so that they stay the same, as far as they fit `sums`: a line per batch, of the rows so far and
+    the running SHA-256. The file is an .npy whose header announces all rows.
     """
     content = io.BytesIO()
     kind = np.lib.format.dtype_to_descr(np.dtype(np.float32))
     np.lib.format.write_array_header_2_0(content, {"descr": kind, "fortran_order": False, "shape": (total, width)})
     header = content.getvalue()
+    done, digest = 0, hashlib.sha256(key.encode() + header)
+    lines = sums.read_bytes().splitlines() if sums.is_file() else []
+    known = dict(line.rsplit(b" ", 1) for line in lines if b" " in line)
     if part.is_file():
         with open(part, "rb") as stream:
-            same = stream.read(len(header)) == header
-        rows = (part.stat().st_size - len(header)) // (4 * width)
-        if same and rows <= total:
-            rows = total if rows == total else rows // batch_size * batch_size
-            os.truncate(part, len(header) + 4 * width * rows)
-            return rows
-    part.write_bytes(header)
-    return 0
+            intact = stream.read(len(header)) == header
+            rows, running = 0, digest.copy()
+            while intact and rows < total:
+                batch = min(batch_size, total - rows)
+                chunk = stream.read(4 * width * batch)
+                rows += batch
+                running.update(chunk)
+                told = known.get(str(rows).encode())  # none where another batch size had no border
+                intact = len(chunk) == 4 * width * batch and told in (None, running.hexdigest().encode())
+                if not intact and told is not None:
+                    print(f"note: {part} is damaged after image {done}; the rest is made again", file=sys.stderr)
+                if intact and told is not None:
+                    done, digest = rows, running.copy()
+    if done:
+        os.truncate(part, len(header) + 4 * width * done)
+    else:
+        part.write_bytes(header)
+    sums.write_bytes(f"{done} {digest.hexdigest()}\n".encode())
+    return done, digest

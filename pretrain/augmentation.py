@@ -25,6 +25,7 @@ from common.data import IMAGENET_MEAN, IMAGENET_STD
 cv2.setNumThreads(0)
 
 LEVELS = np.arange(256, dtype=np.uint8)
+SHARES = LEVELS / np.float32(255)
 
 
 class RandomResizedCrop(transforms.RandomResizedCrop):
@@ -134,12 +135,15 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Turn the hue by `factor` of the circle, as torchvision does in PIL's HSV."""
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    # OpenCV divides the circle into 256 and rounds; PIL into 255 and cuts off, and OpenCV's way back reads 255.
-    turned = (np.arange(256) * 255 // 256 + int(factor * 255)) % 256
-    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), turned.astype(np.uint8)), hsv, 0)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    """Turn the hue by `factor` of the circle, as torchvision does in PIL's HSV of 8 bits."""
+    # OpenCV's HSV of 8 bits rounds where PIL cuts off, which made colours too strong. So its HSV of float32 is cut off
+    # here; a hue that rounding errors put just below a level is taken to be on it.
+    hue, saturation, value = cv2.split(cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV))
+    hue_level = (hue * (255 / 360 * (1 + 1e-6))).astype(np.uint8)
+    saturation_level = (saturation * 255).astype(np.uint8)
+    turned = (np.arange(256) + int(factor * 255)) % 256 * (360 / 255)
+    hue, saturation = cv2.LUT(hue_level, turned.astype(np.float32)), cv2.LUT(saturation_level, SHARES)
+    return cv2.convertScaleAbs(cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB))
 
 
 def gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.cifar import cifar10
 from common.cli import UserError
-from common.data import LabelledImages, image_folder
+from common.data import LabelledImages, check_classes, image_folder
 from common.embedded import digits
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def _imagefolder(root: Path, split: str, name: str) -> LabelledImages:
     sub = {"train": "train", "test": "val"}[split]
     hint = f"place one folder a class, with its images, in {root / 'train'} and {root / 'val'}"
-    return image_folder(root / sub, name=f"{name}-{split}", hint=hint)
+    images = image_folder(root / sub, name=f"{name}-{split}", hint=hint)
+    if split == "test" and (root / "train").is_dir():
+        check_classes(root / "train", images)
+    return images
 
 
 # Name -> reader of (root, split). The root is the data root; for `folder`, the ImageFolder itself.
@@ -33,7 +36,8 @@ def open_images(name: str, root: str, split: str) -> LabelledImages:
 
     `digits`: embedded. `cifar10`: the official `cifar-10-batches-py` or `-bin` under the root. `imagenet`:
     `<root>/imagenet/{train,val}` with a folder a class. `folder`: any ImageFolder, `<root>/{train,val}`.
-    Raises UserError naming what is missing and what to place there.
+    Raises UserError naming what is missing and what to place there, or the classes in which the test split's folders
+    differ from the training split's.
     """
     if name not in READERS:
         raise UserError(f"config: unknown data set '{name}'; known: {', '.join(READERS)}")

@@ -29,15 +29,17 @@ class KnnMonitor(Hook):
 
     def __init__(self, evaluation: dict[str, Any], interval: int = 1) -> None:
         self.evaluation, self.interval = evaluation, interval
-        self._sets: Sequence[Any] | None = None
+        self._sets: Sequence[Any] = ()
+
+    def before_train(self, runner: Runner) -> None:
+        """Open both sets, so that what is wrong with them ends the run before its first step."""
+        self._sets = [open_images(split=split, **self.evaluation["images"]) for split in ("train", "test")]
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Extract both sets' features with the backbone as it is now, and vote."""
         if not self.every_n_epochs(runner, self.interval):
             return
         settings = self.evaluation
-        if self._sets is None:
-            self._sets = [open_images(split=split, **settings["images"]) for split in ("train", "test")]
         backbone = unwrapped(runner.model).backbone
         bank, mine = (self._features(backbone, images, runner) for images in self._sets)
         parts = all_gather_object(mine)

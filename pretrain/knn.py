@@ -132,16 +132,12 @@ def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "t
     from pretrain.data import open_images
 
     transform = evaluation_view(settings)
+    sets = [open_images(split=split, **settings["images"]) for split in ("train", "test")]  # both, before hours on one
     train, test = (
         extract_features(
-            checkpoint,
-            open_images(split=split, **settings["images"]),
-            transform,
-            cache,
-            batch_size=settings["batch_size"],
-            workers=settings["workers"],
+            checkpoint, images, transform, cache, batch_size=settings["batch_size"], workers=settings["workers"]
         )
-        for split in ("train", "test")
+        for images in sets
     )
     return train, test
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.backbones import build_backbone
-from common.checkpoint import META_KEYS, load_checkpoint, load_into, save_checkpoint
+from common.checkpoint import META_KEYS, damaged_entry, load_checkpoint, load_into, save_checkpoint
 from common.cli import UserError
 
 META = dict.fromkeys(META_KEYS, "") | {"arch": "resnet18", "name": "ours", "epochs": 3, "seed": 0, "feature_dim": 512}
@@ -157,6 +158,90 @@ def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "a.pth"
     path.write_bytes(content)
     assert "make it again with" in refusal(path)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("what", ["conv1.weight", "layer4.1.bn2.running_var"])
+def test_one_flipped_bit_of_a_tensor_is_refused(tmp_path, good, tensors, what):
+    content = good.read_bytes()
+    path = tmp_path / "flipped.pth"
+    path.write_bytes(flipped(content, content.index(tensors[what].numpy().tobytes()) + 5))
+    torch.load(path, weights_only=True)  # torch does not notice
+    assert re.search(r"is damaged: entry '\S+/data/\d+' does not fit its checksum; make it again", refusal(path))
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path, tensors):
+    path, few = tmp_path / "a.pth", {"conv1.weight": tensors["conv1.weight"][:1]}
+    save_checkpoint(path, few, META)
+    content, found = path.read_bytes(), 0
+    for at in range(0, len(content), 37):
+        path.write_bytes(flipped(content, at))
+        if damaged_entry(path) is not None:
+            found += 1
+            continue
+        try:
+            loaded = torch.load(path, weights_only=True)
+        except Exception:  # torch finds what is wrong with the zip itself
+            continue
+        assert same(loaded["state_dict"], few)
+        assert loaded["meta"] == META
+    assert found > 588 / 37  # the tensor's bytes alone are 588
+
+
+def test_a_file_saved_without_checksums_is_taken(tmp_path, tensors):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_checkpoint(tmp_path / "a.pth", tensors, META)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert same(load_checkpoint(tmp_path / "a.pth").state_dict, tensors)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
+@pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "layer4.1.bn2.running_mean"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, tensors, key, value):
+    wrong = tensors[key].double().clone()
+    wrong.view(-1)[3] = value  # 1e300 is finite until it becomes float32
+    save_checkpoint(tmp_path / "a.pth", tensors | {key: wrong}, META)
+    line = refusal(tmp_path / "a.pth", make_it="make x")
+    assert line.endswith(f"are not finite numbers (first: {key}): its training diverged; make it again with `make x`")
+
+
+def test_a_negative_variance_is_refused(tmp_path, tensors):
+    wrong = tensors["bn1.running_var"].clone()
+    wrong[0] = -1e-3
+    save_checkpoint(tmp_path / "a.pth", tensors | {"bn1.running_var": wrong}, META)
+    assert "bn1.running_var holds negative variances; make it again" in refusal(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [torch.complex64, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, "sparse", "meta"],
+    ids=str,
+)
+def test_weights_that_are_not_plain_floating_point_numbers_are_refused(tmp_path, tensors, kind):
+    weight = tensors["conv1.weight"]
+    wrong = {
+        "sparse": lambda: weight.to_sparse(),
+        "meta": lambda: weight.to("meta"),
+    }.get(kind, lambda: weight.to(kind))()
+    torch.save({**tensors, "conv1.weight": wrong}, tmp_path / "a.pth")
+    line = refusal(tmp_path / "a.pth")
+    assert "conv1.weight holds " in line
+    assert line.endswith("not plain floating-point numbers; save it as float32")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_weights_are_taken(tmp_path, tensors, kind):
+    state = {k: v.to(kind) if v.is_floating_point() else v.to(torch.int32) for k, v in tensors.items()}
+    torch.save(state, tmp_path / "a.pth")
+    network = load_checkpoint(tmp_path / "a.pth").backbone().state_dict()
+    assert all(v.dtype == tensors[k].dtype for k, v in network.items())
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in network.items())
 
 
 class Payload:

@@ -1,6 +1,8 @@
 """Labelled images: folders, colours, broken files, fingerprints, the evaluation transform."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from common.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Transformed,
+    check_classes,
     evaluation_transform,
     image_folder,
     read_class_map,
@@ -58,6 +61,103 @@ def test_a_folder_without_class_folders_of_images_is_named_with_the_hint(tmp_pat
         read(root)
     kind = "is missing" if content is None else "holds no class folders with images"
     assert str(caught.value) == f"data set folder {root} {kind}; place pets there"
+
+
+def add(path, content=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise(4, 4).save(path) if content is None else path.write_bytes(content)
+
+
+def test_what_is_hidden_or_the_system_s_is_neither_a_class_nor_an_image(folder, capfd):
+    before = read(folder)
+    for name in (
+        ".ipynb_checkpoints/0.png",
+        "__MACOSX/cat/._a.png",
+        "@eaDir/a.png",
+        "cat/.ipynb_checkpoints/a.png",
+        "cat/__MACOSX/a.png",
+        "cat/._a.png",
+        "cat/.DS_Store.png",
+    ):
+        add(folder / name)
+    after = read(folder)
+    assert (after.classes, after.paths) == (before.classes, before.paths)
+    assert ".ipynb_checkpoints" not in capfd.readouterr().err
+
+
+def test_empty_classes_and_file_types_that_are_not_read_are_named(folder, capfd):
+    (folder / "ant").mkdir()
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/none", "egg/only.npy", "loose.png"):
+        add(folder / name, b"x")
+    images = read(folder)
+    assert images.classes == ["cat", "dog"]
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    said = capfd.readouterr().err
+    assert f"note: data set folder {folder}: no images in ant, egg, which count as no class\n" in said
+    assert (
+        "files that are not read: 2 .heic, 1 .npy, 1 .txt, 1 outside the class folders, 1 without an ending\n" in said
+    )
+    read(folder)
+    assert capfd.readouterr().err == ""  # said once
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.pgm", "x.JFIF", "x.webp", "x.PNM"])
+def test_endings_of_images_that_pillow_reads(tmp_path, name):
+    path = tmp_path / "a" / name
+    path.parent.mkdir()
+    Image.new("L", (4, 3), 77).save(path, {"JFIF": "JPEG", "PNM": "PPM"}.get(name[2:]))
+    images = image_folder(tmp_path, name="x", hint="")
+    assert images.paths == [f"a/{name}"]
+    assert images.image(0).getpixel((1, 1)) == (77, 77, 77)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    add(outside / "x.png")
+    (folder / "cat" / "more").symlink_to(outside)
+    (folder / "eel").symlink_to(outside)
+    (folder / "dog" / "loop").symlink_to(folder / "dog")
+    images = read(folder)
+    assert images.classes == ["cat", "dog", "eel"]
+    assert images.paths == ["cat/a.png", "cat/more/x.png", "cat/z.JPG", "dog/b.png", "dog/deep/c.bmp", "eel/x.png"]
+
+
+@pytest.mark.parametrize("name", [b"\xe9t\xe9/a.png", b"cat/\xe9.png"])
+def test_a_name_that_is_not_utf8_is_refused_in_printable_words(folder, name):
+    path = os.path.join(os.fsencode(folder), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb"):
+        pass
+    with pytest.raises(UserError, match=r"^the name of b'.*\\xe9.*' is not UTF-8; rename it$") as caught:
+        read(folder)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ("abc", "abc", None),
+        ("abc", "bc", "only {}/train has a; "),
+        ("abc", "ab", "only {}/train has c; "),
+        ("ab", "abc", "only {}/val has c; "),
+        ("abc", "Abc", "only {}/train has a; only {}/val has A; "),
+        ("abcdefgh", "h", "only {}/train has a, b, c, d, e and 2 more; "),
+    ],
+)
+def test_train_and_val_must_have_the_same_classes(tmp_path, train, test, said):
+    for split, names in (("train", train), ("val", test)):
+        (tmp_path / split / "zz empty").mkdir(parents=True)
+        for name in names:
+            add(tmp_path / split / name / "0.png")
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    images = image_folder(tmp_path / "val", name="x", hint="")
+    if said is None:
+        check_classes(tmp_path / "train", images)
+        return
+    with pytest.raises(UserError) as caught:
+        check_classes(tmp_path / "train", images)
+    assert said.replace("{}", str(tmp_path)) in str(caught.value)
+    assert str(caught.value).endswith("give both the same class folders, with images in each")
 
 
 def broken(path, kind):
@@ -106,18 +206,26 @@ def test_a_file_cut_anywhere_is_a_user_s_error_or_the_whole_image(tmp_path_facto
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=60, deadline=None)
-@given(st.binary(min_size=1, max_size=6), st.floats(0, 1), st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP"]))
-def test_a_file_with_wrong_bytes_is_a_user_s_error_or_an_image(tmp_path_factory, patch, where, kind):
+@given(
+    st.binary(min_size=1, max_size=6),
+    st.floats(0, 1),
+    st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "GIF", "PPM", "BMP", "JPEG2000"]),
+    st.sampled_from(["RGB", "I;16"]),
+)
+def test_a_file_with_wrong_bytes_is_a_user_s_error_or_an_image(tmp_path_factory, patch, where, kind, mode):
     path = tmp_path_factory.mktemp("wrong") / "image"
-    noise(9, 7).save(path, kind)
+    deep = mode == "I;16" and kind in ("PNG", "TIFF", "PPM", "JPEG2000")
+    image = Image.fromarray(np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000) if deep else noise(9, 7)
+    image.save(path, kind)
     content = bytearray(path.read_bytes())
     start = int(where * (len(content) - 1))
     content[start : start + len(patch)] = patch
     path.write_bytes(content)
-    try:
-        assert read_image(path).mode == "RGB"
-    except UserError as error:
-        assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
+    for reader in READERS.values():
+        try:
+            reader(path)
+        except UserError as error:
+            assert str(path) in str(error)  # noqa: PT017  (either outcome is right)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +250,104 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
 def test_a_palette_becomes_rgb(tmp_path):
     Image.new("RGB", (4, 3), (10, 20, 30)).quantize(4).save(tmp_path / "image.png")
     assert read_image(tmp_path / "image.png").getpixel((1, 1)) == (10, 20, 30)
+
+
+def tiff(bits, content, width, *, sample_format=1, photometric=1, end="<"):
+    """Return an uncompressed grey TIFF of one row."""
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, len(content)), (339, sample_format)]
+    entries = b"".join(struct.pack(f"{end}HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = (b"II" if end == "<" else b"MM") + struct.pack(f"{end}HI", 42, 8 + len(content))
+    return head + content + struct.pack(f"{end}H", len(tags)) + entries + bytes(4)
+
+
+LEVELS = np.array([0, 255, 32768, 65535], np.uint16)  # are 0, 1, 128 and 255 of 255
+DEEP = {
+    "16.tif": tiff(16, LEVELS.tobytes(), 4),
+    "16 big-endian.tif": tiff(16, LEVELS.astype(">u2").tobytes(), 4, end=">"),
+    "12.tif": tiff(12, bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF]), 4),  # 0, 16, 2048, 4095
+    "16.pgm": b"P5 4 1 65535\n" + LEVELS.astype(">u2").tobytes(),
+    "12.pgm": b"P5 4 1 4095\n" + np.array([0, 16, 2048, 4095], ">u2").tobytes(),
+    "16 plain.pgm": b"P2 4 1 65535\n0 255 32768 65535\n",
+}
+
+
+@pytest.mark.parametrize("name", [*DEEP, "16.png", "16.jp2"])
+def test_levels_of_more_than_8_bits_are_scaled(tmp_path, name):
+    path = tmp_path / name
+    if name in DEEP:
+        path.write_bytes(DEEP[name])
+    else:
+        Image.fromarray(LEVELS[None]).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+def test_16_bits_are_scaled_back_to_the_8_bits_that_they_were(tmp_path):
+    grey = np.arange(256, dtype=np.uint8)[None]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    assert read_image(tmp_path / "16.png").tobytes() == read_image(tmp_path / "8.png").tobytes()
+
+
+def test_where_white_is_0_levels_are_turned_round_in_16_bits_as_in_8(tmp_path):
+    (tmp_path / "8.tif").write_bytes(tiff(8, bytes([0, 1, 128, 255]), 4, photometric=0))
+    (tmp_path / "16.tif").write_bytes(tiff(16, LEVELS.tobytes(), 4, photometric=0))
+    for name in ("8.tif", "16.tif"):
+        assert np.asarray(read_image(tmp_path / name))[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(32, np.arange(4, dtype=np.uint32).tobytes(), 4),
+        tiff(32, np.linspace(0, 1, 4, dtype=np.float32).tobytes(), 4, sample_format=3),
+        tiff(16, np.array([-5, 0, 5, 9], np.int16).tobytes(), 4, sample_format=2),
+    ],
+    ids=["integers", "floats", "signed"],
+)
+def test_numbers_without_a_range_of_levels_are_refused(tmp_path, content):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"a\.tif holds numbers of 32 bits or with signs .* convert it to 8 or 16 bits$"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+READERS = {
+    "image": read_image,
+    "map": lambda path: read_class_map(path, (3, 4), 9),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_image_beyond_pillow_s_limit_is_one_line(tmp_path, monkeypatch, reader):
+    path = tmp_path / "a.png"
+    noise(4, 3).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(UserError) as caught:
+        READERS[reader](path)
+    line = str(caught.value)
+    assert "a.png is too large (Image size (12 pixels) exceeds limit of 10 pixels" in line
+    assert "; make it smaller, or restore" in line
+    assert line.count(str(path)) == len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), struct.error("short"), MemoryError(), EOFError(), zlib.error("bad")], ids=repr
+)
+def test_whatever_pillow_raises_is_one_line(tmp_path, monkeypatch, reader, error):
+    path = tmp_path / "a.png"
+    noise(4, 3).save(path)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"^(image|class map) \S+a\.png is truncated or corrupt \(.+\); restore"):
+        READERS[reader](path)
 
 
 @pytest.mark.parametrize("change", ["image", "label", "name", "new", "gone", "set"])
@@ -226,6 +432,12 @@ def test_a_class_map_is_read_as_it_is_stored(tmp_path, mode):
         picture.putpalette([k % 256 for k in range(768)])
     picture.save(tmp_path / "map.png")
     np.testing.assert_array_equal(read_class_map(tmp_path / "map.png", (5, 7), 150), labels)
+
+
+def test_a_class_map_that_is_a_jpeg_by_its_contents_is_refused(tmp_path):
+    Image.fromarray(np.full((2, 3), 5, np.uint8)).save(tmp_path / "map.png", "JPEG")
+    with pytest.raises(UserError, match=r"map\.png is a JPEG, whose compression changes labels; restore the data set$"):
+        read_class_map(tmp_path / "map.png", (2, 3), 9)
 
 
 def test_a_class_map_that_is_missing_or_of_another_range(tmp_path):

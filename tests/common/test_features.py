@@ -146,6 +146,110 @@ def test_an_interrupted_pass_is_continued_and_ends_the_same(checkpoint, folder, 
     assert not list(cache.glob(".*.part"))
 
 
+def interrupt(checkpoint, folder, cache, batches, batch_size=2):
+    """Leave a part of so many batches, as a kill between two of them does."""
+    forward = features.forward
+
+    def some(*args, **options):
+        for number, rows in enumerate(forward(*args, **options)):
+            if number == batches:
+                raise KeyboardInterrupt
+            yield rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "forward", some)
+        with pytest.raises(KeyboardInterrupt):
+            extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(2, 2, 4), (2, 1, 4), (1, 2, 4), (1, 3, 3), (2, 3, 0)])
+def test_a_pass_is_continued_with_another_batch_size_where_both_have_a_border(
+    checkpoint, folder, tmp_path, forwards, first, second, kept
+):
+    interrupt(checkpoint, folder, tmp_path / "cache", 4 // first, first)
+    del forwards[:]
+    found = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache", batch_size=second)
+    assert sum(forwards) == 5 - kept
+    whole = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "whole")
+    np.testing.assert_allclose(found.x, whole.x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("row", "kept"), [(0, 0), (3, 2)])
+def test_a_flipped_bit_in_a_part_is_named_and_made_again(checkpoint, folder, tmp_path, forwards, capfd, row, kept):
+    cache = tmp_path / "cache"
+    interrupt(checkpoint, folder, cache, 2)
+    (part,) = cache.glob(".*.part")
+    content = bytearray(part.read_bytes())
+    content[len(content) - 4 * 512 * (4 - row) + 9] ^= 1
+    part.write_bytes(content)
+    del forwards[:]
+    found = extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=2)
+    assert sum(forwards) == 5 - kept
+    assert f"note: {part} is damaged after image {kept}; the rest is made again" in capfd.readouterr().err
+    whole = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "whole", batch_size=2)
+    np.testing.assert_array_equal(found.x, whole.x)
+
+
+def permuted(content):
+    rows = np.frombuffer(content[128:-32], np.uint8).reshape(5, -1)[::-1]
+    return content[:128] + rows.tobytes() + content[-32:]
+
+
+DAMAGES = {
+    "permuted rows": permuted,
+    "a flipped bit": lambda content: content[:3000] + bytes([content[3000] ^ 64]) + content[3001:],
+    "a flipped bit of the header": lambda content: content[:60] + bytes([content[60] ^ 1]) + content[61:],
+    "a flipped bit throughout": lambda content: (np.frombuffer(content, np.uint8) ^ 1).tobytes(),
+    "truncated": lambda content: content[:-700],
+    "without its checksum": lambda content: content[:-32],
+    "longer": lambda content: content + b"x",
+    "empty": lambda content: b"",
+    "short": lambda content: content[:20],
+    "garbage": lambda content: b"<html>" * 1000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_array_is_named_and_made_again(checkpoint, folder, tmp_path, capfd, forwards, damage):
+    cache = tmp_path / "cache"
+    whole = extract_features(checkpoint, read(folder), TRANSFORM, cache).x.copy()
+    (path,) = cache.glob("[!.]*")
+    content = path.read_bytes()
+    assert len(content) == 128 + 5 * 512 * 4 + 32
+    path.write_bytes(DAMAGES[damage](content))
+    capfd.readouterr()
+    found = extract_features(checkpoint, read(folder), TRANSFORM, cache)
+    np.testing.assert_array_equal(found.x, whole)
+    assert forwards == [5, 5]
+    assert f"note: {path} does not fit its checksum: " in capfd.readouterr().err
+    assert path.read_bytes() == content
+    assert sorted(cache.iterdir()) == sorted([path, *cache.glob(".*.lock")])
+
+
+def test_the_array_of_another_key_is_not_taken(checkpoint, folder, tmp_path, forwards):
+    cache = tmp_path / "cache"
+    first = extract_features(checkpoint, read(folder), TRANSFORM, cache).x.copy()
+    (path,) = cache.glob("[!.]*")
+    (folder / "a" / "0.png").rename(folder / "b" / "0.png")
+    second = extract_features(checkpoint, read(folder), TRANSFORM, cache).x.copy()
+    (other,) = set(cache.glob("[!.]*")) - {path}
+    other.write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(extract_features(checkpoint, read(folder), TRANSFORM, cache).x, second)
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(("amp", "cause"), [(None, "diverged;"), ("bf16", "or bf16 overflowed; leave --amp out, or")])
+def test_features_that_are_not_finite_are_refused_and_leave_no_array(checkpoint, folder, tmp_path, amp, cause):
+    huge = {k: v * 1e30 if k.endswith("conv1.weight") else v for k, v in checkpoint.state_dict.items()}
+    huge |= {k: torch.zeros_like(v) for k, v in huge.items() if k.endswith("running_var")}
+    diverged = Checkpoint(checkpoint.path, "huge", huge, checkpoint.meta)  # finite, but not what it computes
+    with pytest.raises(
+        UserError, match=rf"^the features of \S+a\.pth \(images\) are not finite: .*{cause} pretrain again$"
+    ):
+        extract_features(diverged, read(folder), TRANSFORM, tmp_path / "cache", amp=amp)
+    assert arrays(tmp_path / "cache") == []
+
+
 @pytest.mark.parametrize("content", [b"", b"short", bytes(100_000)])
 def test_a_part_of_something_else_is_not_continued(checkpoint, folder, tmp_path, monkeypatch, content):
     cache = tmp_path / "cache"

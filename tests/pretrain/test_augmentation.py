@@ -81,22 +81,32 @@ def pil_blur(image: Image.Image, radius: float) -> Image.Image:
         (adjust_brightness, F.adjust_brightness, np.linspace(0.6, 1.4, 9), 0, 0, 0),
         (adjust_contrast, F.adjust_contrast, np.linspace(0.6, 1.4, 9), 0, 0, 0),
         (adjust_saturation, F.adjust_saturation, np.linspace(0.6, 1.4, 17), 1, 0.02, 0.05),
-        (adjust_hue, F.adjust_hue, np.linspace(-0.1, 0.1, 9), 12, 0.5, 0.8),
-        (adjust_hue, F.adjust_hue, np.linspace(-0.5, 0.5, 9), 12, 0.5, 0.8),
+        (adjust_hue, F.adjust_hue, np.linspace(-0.1, 0.1, 9), 6, 0.01, 0.02),
+        (adjust_hue, F.adjust_hue, np.linspace(-0.5, 0.5, 9), 6, 0.01, 0.02),
         (gaussian_blur, pil_blur, np.linspace(0.1, 2.0, 37), 3, 1.0, 0.05),
     ],
 )
 def test_levels_are_pils(ours, theirs, values, largest, mean, bias):
-    """Bounds in levels of 255: of any pixel, of the mean distance, of a channel's mean over the image.
-
-    Hue: PIL cuts the saturation off where OpenCV rounds, so PIL's colours are the paler by half a level of it.
-    """
+    """Bounds in levels of 255: of any pixel, of the mean distance, of a channel's mean over the image."""
     for image in IMAGES:
         for value in values.tolist():
             difference = ours(image, value).astype(int) - np.asarray(theirs(Image.fromarray(image), value))
             assert np.abs(difference).max() <= largest
             assert np.abs(difference).mean() <= mean
             assert np.abs(difference.mean((0, 1))).max() <= bias
+
+
+@pytest.mark.parametrize("factor", [-0.5, -0.1, 0.0, 0.07, 0.5])
+def test_hue_is_pils_over_all_colours(factor):
+    """Every fifth level of each channel, greys and pure colours among them: few colours differ, and in no direction."""
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(52, -1, 3)
+    difference = adjust_hue(colours, factor).astype(int) - np.asarray(F.adjust_hue(Image.fromarray(colours), factor))
+    assert np.abs(difference).max() <= 6
+    assert (difference != 0).mean() < 0.005
+    assert np.abs(difference.mean((0, 1))).max() < 0.005
+    grey = np.abs(colours.astype(int) - colours[..., :1]).max(2) == 0
+    assert not difference[grey].any()
 
 
 def test_grey_and_negative_are_pils():
