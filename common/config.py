@@ -41,9 +41,10 @@ class Options(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg-options, --resume and --launcher, which every trainer has."""
+    """Add --cfg-options, --resume, --overwrite and --launcher, which every trainer has."""
     add_options_argument(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
     parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
 
 

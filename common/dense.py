@@ -88,7 +88,9 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
         work_dir = args.runs / args.profile / f"{task.name}-{stem}" / f"{subject.name}-seed{args.seed}"
         key = records.RecordKey(args.profile, task.name, subject.name, task.dataset, args.seed, task.variant)
         products = [work_dir / WEIGHTS, work_dir / CONFIG, *task.products(work_dir)]
-        run = records.start_run(key, subject, config_sha256=sha256, results=args.results, products=products)
+        run = records.start_run(
+            key, subject, config_sha256=sha256, results=args.results, products=products, overwrite=args.overwrite
+        )
         if run is not None:
             todo.append((subject, run, work_dir))
     for subject, run, work_dir in todo:
@@ -117,7 +119,7 @@ def _evaluate(
     said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
-    runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
+    runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume, overwrite=args.overwrite)
     if runner.rank == 0:
         print(said, flush=True)
         runner.logger.info(said)

@@ -38,6 +38,7 @@ from common.checkpoint import Checkpoint, load_into
 from common.cli import Stopped, UserError
 from common.config import mistake_in, processes
 from common.files import atomic_path, write_json
+from common.records import OVERWRITE
 
 LOG = "log.jsonl"
 STATE = "run.json"  # whose settings the work_dir belongs to, and whether the run is finished
@@ -53,6 +54,7 @@ class Runner(MMEngineRunner):
     """
 
     backbone: Checkpoint | None = None
+    settings: str = ""
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Return mmengine's logger: everything goes to the file, only errors to the console."""
@@ -246,18 +248,26 @@ def _start_gloo(launcher: str) -> None:
     torch.distributed.init_process_group("gloo")
 
 
-def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
+def build_runner(
+    config: Config,
+    *,
+    settings: str,
+    backbone: Checkpoint | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Runner:
     """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
 
-    `settings` is the config's hash. A run that was interrupted is continued only under the settings it
-    began with; a finished one, or none, is started afresh. Raises UserError for settings that changed and
-    for a config entry that does not exist.
+    `settings` is the config's hash. A run, interrupted or finished, is continued only under the settings it
+    began with; a finished one then has no step left to do. Raises UserError if the work_dir holds a run of other
+    settings, unless it is to `overwrite` that, and for a config entry that does not exist.
     """
     work_dir = Path(config.work_dir)
-    found = _interrupted(work_dir, settings) if resume else None
+    others = _is_of_others(work_dir, settings, overwrite)
+    found = newest_resume_file(work_dir) if resume and not others else None
     config.resume, config.load_from = found is not None, None if found is None else str(found)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
-    runner.backbone = backbone
+    runner.backbone, runner.settings = backbone, settings
     if runner.rank == 0:
         for stale in work_dir.glob(".*.part"):  # what a kill left of a checkpoint half written
             stale.unlink(missing_ok=True)
@@ -278,21 +288,31 @@ def train(runner: Runner) -> None:
 def mark_finished(runner: Runner) -> None:
     """Note in the work_dir that nothing is left to resume."""
     if runner.rank == 0:
-        state = Path(runner.work_dir) / STATE
-        write_json(state, {**json.loads(state.read_text()), "finished": True})
+        write_json(Path(runner.work_dir) / STATE, {"config_sha256": runner.settings, "finished": True})
 
 
-def _interrupted(work_dir: Path, settings: str) -> Path | None:
-    state = work_dir / STATE
-    content = json.loads(state.read_text()) if state.is_file() else {"finished": True}
-    if content["finished"]:
-        return None
-    if content["config_sha256"] != settings:
+def _is_of_others(work_dir: Path, settings: str, overwrite: bool) -> bool:
+    """Return whether `work_dir` holds a run of other settings; raise UserError unless it may be overwritten."""
+    state = _state(work_dir)
+    finished = state.get("finished") is True
+    if state.get("config_sha256") == settings or not (finished or any(work_dir.glob("*.pth"))):
+        return False
+    if not overwrite:
+        kind = "a finished" if finished else "an interrupted"
         raise UserError(
-            f"{work_dir} holds an interrupted run of other settings; restore those to resume it, "
-            "or start afresh without RESUME=1"
+            f"{work_dir} holds {kind} run of other settings; restore those to go on with it, {OVERWRITE} to replace "
+            "it, or choose another folder by --runs"
         )
-    return newest_resume_file(work_dir)
+    return True
+
+
+def _state(work_dir: Path) -> dict[str, Any]:
+    """Return what the work_dir's `run.json` says; nothing if it is missing or damaged."""
+    try:
+        state = json.loads((work_dir / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def with_config_mistakes_named(action: Callable[[], T]) -> T:

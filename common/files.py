@@ -1,6 +1,7 @@
 """Files that are either whole or absent: atomic writes, locks among processes and content hashes."""
 
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -62,6 +63,14 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to the first free `<name>.replaced-<n>` beside it, and return that."""
+    numbers = itertools.count(1)
+    kept = next(p for n in numbers if not (p := path.with_name(f"{path.name}.replaced-{n}")).exists())
+    os.replace(path, kept)
+    return kept
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

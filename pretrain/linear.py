@@ -34,6 +34,7 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
         subject,
         config_sha256=sha,
         results=args.results,
+        overwrite=args.overwrite,
     )
     if run is None:
         return
@@ -49,7 +50,13 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
     batch = config.train_dataloader.batch_size
     shared = share_batch(config, args.launcher)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    runner = build_runner(config, settings=sha + checkpoint.sha256, backbone=checkpoint, resume=args.resume)
+    runner = build_runner(
+        config,
+        settings=sha + checkpoint.sha256,
+        backbone=checkpoint,
+        resume=args.resume,
+        overwrite=args.overwrite,
+    )
     if runner.rank == 0:
         print(f"{subject.name}: {shared}", flush=True)
     train(runner)

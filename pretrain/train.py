@@ -19,7 +19,7 @@ from common.config import (
     share_batch,
 )
 from pretrain.data import label, use_folder
-from pretrain.export import export_backbone, is_exported
+from pretrain.export import check_replaceable, export_backbone, is_exported
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -56,6 +56,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     if is_exported(path, config_sha256=sha, seed=args.seed):
         print(f"already done: {path}", flush=True)
         return
+    check_replaceable(path, config_sha256=sha, seed=args.seed, overwrite=args.overwrite)
     work_dir = args.runs / args.profile / "pretrain" / name
 
     import pretrain.hooks
@@ -75,7 +76,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     if config.get("device_views"):
         use_device_views(config)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    runner = build_runner(config, settings=sha, resume=args.resume)
+    runner = build_runner(config, settings=sha, resume=args.resume, overwrite=args.overwrite)
     loader = with_config_mistakes_named(lambda: runner.train_dataloader)
     if runner.rank == 0:
         print(f"{name}: {shared}", flush=True)

@@ -97,10 +97,10 @@ def arguments(*words):
 
 
 def test_the_arguments_of_trainers():
-    assert arguments() == argparse.Namespace(cfg_options={}, resume=False, launcher="none")
-    given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--launcher", "slurm")
+    assert arguments() == argparse.Namespace(cfg_options={}, resume=False, overwrite=False, launcher="none")
+    given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--overwrite", "--launcher", "slurm")
     assert given == argparse.Namespace(
-        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, launcher="slurm"
+        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, overwrite=True, launcher="slurm"
     )
     assert arguments().cfg_options == {}  # one command's options do not reach the next
 

@@ -68,7 +68,7 @@ class StopAt(Hook):
 def make(tmp_path):
     """Return a maker of Runners in one work_dir."""
 
-    def make(*, resume=False, settings="settings", stop=None, backbone=None, **changes):
+    def make(*, resume=False, overwrite=False, settings="settings", stop=None, backbone=None, **changes):
         config = Config(
             {
                 "model": {"type": "TinyModel", "with_backbone": backbone is not None},
@@ -94,7 +94,7 @@ def make(tmp_path):
         config.merge_from_dict(changes)
         set_run(config, work_dir=tmp_path / "run", seed=0)
         made.append(config)
-        return build_runner(config, settings=settings, resume=resume, backbone=backbone)
+        return build_runner(config, settings=settings, resume=resume, overwrite=overwrite, backbone=backbone)
 
     made = []
     return make
@@ -253,11 +253,22 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path)
     assert places(log(tmp_path)) == WHOLE_LOG
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_finished_run_starts_afresh(make, tmp_path, resume):
+def test_a_finished_run_that_is_resumed_has_no_step_left_and_keeps_its_files(make, tmp_path):
+    whole = make()
+    train(whole)
+    kept, lines = work(tmp_path), log(tmp_path)
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps == []
+    assert all(torch.equal(value, runner.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert work(tmp_path) == kept
+    assert places(log(tmp_path)) == places(lines) == WHOLE_LOG
+
+
+def test_a_finished_run_starts_afresh_without_resume(make, tmp_path):
     train(make())
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "old": 1}\n')
-    runner = make(resume=resume)
+    runner = make()
     assert work(tmp_path) == []
     train(runner)
     assert runner.steps == list(range(1, EPOCHS * STEPS + 1))
@@ -272,15 +283,47 @@ def test_an_interrupted_run_without_resume_starts_afresh(make, tmp_path):
     assert places(log(tmp_path)) == WHOLE_LOG
 
 
-def test_changed_settings_are_refused_and_nothing_is_lost(make, tmp_path):
-    interrupted(make, stop=6)
-    lines = log(tmp_path)
-    with pytest.raises(UserError, match="interrupted run of other settings") as caught:
-        make(resume=True, settings="others")
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(("stop", "kind"), [(6, "an interrupted"), (None, "a finished")])
+def test_changed_settings_are_refused_and_nothing_is_lost(make, tmp_path, resume, stop, kind):
+    if stop is None:
+        train(make())
+    else:
+        interrupted(make, stop=stop)
+    kept, lines, state = work(tmp_path), log(tmp_path), (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(UserError, match=rf"{kind} run of other settings; .* OVERWRITE=1") as caught:
+        make(resume=resume, settings="others")
     assert str(tmp_path / "run") in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-    assert work(tmp_path) == ["epoch_1.pth"]
+    assert work(tmp_path) == kept != []
     assert log(tmp_path) == lines
+    assert (tmp_path / "run" / "run.json").read_text() == state
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"fin'])
+def test_checkpoints_whose_settings_are_not_known_are_not_deleted(make, tmp_path, content):
+    interrupted(make, stop=6)
+    state = tmp_path / "run" / "run.json"
+    state.unlink() if content is None else state.write_text(content)
+    with pytest.raises(UserError, match="run of other settings"):
+        make()
+    assert work(tmp_path) == ["epoch_1.pth"]
+
+
+def test_a_run_of_other_settings_is_overwritten_where_that_is_asked_for(make, tmp_path):
+    train(make())
+    runner = make(resume=True, overwrite=True, settings="others")
+    assert work(tmp_path) == []
+    train(runner)
+    assert runner.steps[0] == 1
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state == {"config_sha256": "others", "finished": True}
+    assert make(resume=True, overwrite=True, settings="others").cfg.load_from  # which are now those of the run
+
+
+def test_what_a_run_left_that_stopped_before_its_first_checkpoint_is_in_nobodys_way(make):
+    interrupted(make, stop=2)
+    make(settings="others")
 
 
 def test_a_model_that_does_not_fit_the_resume_file_is_refused(make):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import atomic_path, atomic_write, sha256_of_file, sha256_of_text, write_json
+from common.files import atomic_path, atomic_write, set_aside, sha256_of_file, sha256_of_text, write_json
 
 
 def test_a_file_appears_with_its_content_in_a_new_folder(tmp_path):
@@ -118,3 +118,14 @@ def test_sha256_of_text_knows_where_parts_end(parts):
     assert sha256_of_text(*parts) == sha256_of_text(*parts)
     assert sha256_of_text(*parts) != sha256_of_text(*joined)
     assert sha256_of_text(*parts) != sha256_of_text(*parts, "")
+
+
+def test_files_set_aside_do_not_replace_each_other(tmp_path):
+    path = tmp_path / "a.json"
+    for text in "12":
+        path.write_text(text)
+        set_aside(path)
+    assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [
+        ("a.json.replaced-1", "1"),
+        ("a.json.replaced-2", "2"),
+    ]

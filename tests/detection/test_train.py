@@ -248,6 +248,28 @@ def test_the_final_weights_serve_mmdets_own_interface(place: Place) -> None:
     assert len(kept) == len(saved["images"][0]["detections"])
 
 
+def files_of(place: Place) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for part in ("results", "runs") for p in (place.root / part).rglob("*") if p.is_file()}
+
+
+def test_a_dry_run_of_other_settings_does_not_touch_a_finished_run(place: Place) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    results = place.run(main, *subject, arch=None, options=SMALL)
+    before = files_of(place)
+    dry = (*SMALL, "train_cfg.max_iters=1")
+    with pytest.raises(UserError, match=r"voc-seed0\.json is the record of .* other settings; add OVERWRITE=1"):
+        place.run(main, *subject, arch=None, options=dry)
+    record = results / "demo/detection/tiny/voc-seed0.json"
+    record.unlink()
+    with pytest.raises(UserError, match=r"detection-voc/tiny-seed0 holds a finished run of other settings"):
+        place.run(main, *subject, arch=None, options=dry)
+    assert files_of(place) == {path: content for path, content in before.items() if path != record}
+    record.write_bytes(before[record])
+    place.run(main, *subject, "--overwrite", arch=None, options=dry)
+    assert read_record(record)["protocol"]["iterations"] == 1
+    assert record.with_name("voc-seed0.json.replaced-1").read_bytes() == before[record]
+
+
 def test_annotations_are_checked_before_training(place: Place, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(place.data, data)
