@@ -100,6 +100,12 @@ detection-voc: $(SETUP) ## Faster R-CNN on VOC
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
 	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
 
+test-detection: $(SETUP) ## test a finished detector again; DATASET=voc or coco
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$(or $(DATASET),voc)" --test-only $(FREEZE) $(REPLACE) $(RANKS) $(ARGS)
+
+test-segmentation: $(SETUP) ## test a finished segmentation network again
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) --test-only $(REPLACE) $(RANKS) $(ARGS)
+
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
 
@@ -142,4 +148,4 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k tables tsne curves geometry figures report bench gpu-check test test-all clean
+	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check test test-all clean

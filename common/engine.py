@@ -37,7 +37,7 @@ from tqdm import tqdm
 from common.checkpoint import Checkpoint, load_into
 from common.cli import Stopped, UserError
 from common.config import mistake_in, processes
-from common.files import atomic_path, write_json
+from common.files import atomic_path, is_whole_zip, write_json
 from common.records import OVERWRITE
 
 LOG = "log.jsonl"
@@ -255,23 +255,26 @@ def build_runner(
     backbone: Checkpoint | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trained: Path | None = None,
 ) -> Runner:
     """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
 
     `settings` is the config's hash. A run, interrupted or finished, is continued only under the settings it
-    began with; a finished one then has no step left to do. Raises UserError if the work_dir holds a run of other
+    began with; a finished one then has no step left to do. A Runner that only tests weights that are `trained`
+    leaves the run that they lie beside as it is. Raises UserError if the work_dir holds a run of other
     settings, unless it is to `overwrite` that, and for a config entry that does not exist.
     """
     work_dir = Path(config.work_dir)
-    others = _is_of_others(work_dir, settings, overwrite)
-    found = newest_resume_file(work_dir) if resume and not others else None
+    own = trained is not None and trained.parent == work_dir
+    others = not own and _is_of_others(work_dir, settings, overwrite)
+    found = newest_resume_file(work_dir) if resume and not others and trained is None else None
     config.resume, config.load_from = found is not None, None if found is None else str(found)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
     runner.backbone, runner.settings = backbone, settings
     if runner.rank == 0:
         for stale in work_dir.glob(".*.part"):  # what a kill left of a checkpoint half written
             stale.unlink(missing_ok=True)
-    if runner.rank == 0 and found is None:
+    if runner.rank == 0 and found is None and not own:
         # Only now, when the config has proved sound, is an earlier run's state given up.
         for stale in [*work_dir.glob("*.pth"), work_dir / LOG]:
             stale.unlink(missing_ok=True)
@@ -289,6 +292,11 @@ def mark_finished(runner: Runner) -> None:
     """Note in the work_dir that nothing is left to resume."""
     if runner.rank == 0:
         write_json(Path(runner.work_dir) / STATE, {"config_sha256": runner.settings, "finished": True})
+
+
+def is_finished(work_dir: Path, settings: str) -> bool:
+    """Return whether the work_dir holds a finished run of these settings."""
+    return _state(work_dir) == {"config_sha256": settings, "finished": True}
 
 
 def _is_of_others(work_dir: Path, settings: str, overwrite: bool) -> bool:
@@ -335,12 +343,14 @@ def newest_resume_file(work_dir: Path) -> Path | None:
 def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Return a Runner's checkpoint, read with `weights_only=True`. Raises UserError when it cannot be read."""
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        reason = None if is_whole_zip(path) else "damaged"
     except Exception as error:
-        reason = (
-            found[0] if (found := re.search(r"Unsupported global: GLOBAL \S+", str(error))) else "truncated or damaged"
-        )
-        raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one") from None
+        found = re.search(r"Unsupported global: GLOBAL \S+", str(error))
+        reason = found[0] if found else "truncated or damaged"
+    if reason is not None:
+        raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one")
+    return content
 
 
 class PlainState(Hook):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def is_whole_zip(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file is a zip, as torch.save writes, in which every entry has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as content:
+            return content.testzip() is None
+    except Exception:  # a damaged zip raises nearly anything
+        return False
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

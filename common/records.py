@@ -170,12 +170,14 @@ def start_run(
     results: Path,
     products: Iterable[Path] = (),
     overwrite: bool = True,
+    again: bool = False,
 ) -> Run | None:
     """Return the run to do, or None after saying so when its record is there already.
 
-    A record counts only if it is of exactly this checkpoint and these settings, and if the other files
-    that such a run leaves, `products`, are there too. Raises UserError when the checkpoint is missing, naming the
-    command that makes it, and without `overwrite` for a record of another checkpoint or other settings.
+    A record counts only if it is of exactly this checkpoint and these settings, and if the other files that such a
+    run leaves, `products`, are there too; if the run is wanted `again`, it never does. Raises UserError when the
+    checkpoint is missing, naming the command that makes it, and without `overwrite` for a record of another
+    checkpoint or other settings.
     """
     if not subject.path.is_file():
         raise UserError(f"checkpoint {subject.path} is missing; make it with `{subject.make_it}`")
@@ -184,7 +186,7 @@ def start_run(
     if not path.is_file():
         return run
     if run._is_of(path):
-        if all(product.is_file() for product in products):
+        if not again and all(product.is_file() for product in products):
             print(f"already done: {path}", flush=True)
             return None
     elif not overwrite:

@@ -90,6 +90,8 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
         export_backbone(
             path,
             model.backbone,
+            work_dir=work_dir,
+            resumed=bool(config.resume),
             name=name,
             method=method,
             profile=args.profile,

@@ -387,6 +387,17 @@ def test_code_in_a_resume_file_does_not_run(make, tmp_path):
     assert f"cannot resume from {path}" in str(caught.value)
 
 
+def test_a_flipped_bit_in_a_resume_file_is_found(make, tmp_path):
+    interrupted(make, stop=6)
+    path = tmp_path / "run" / "epoch_1.pth"
+    weight = read_resume_file(path)["state_dict"]["layer.weight"]
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"cannot resume from {path} \(damaged\); delete it"):
+        train(make(resume=True))
+
+
 def test_a_truncated_resume_file_is_one_line(make, tmp_path):
     interrupted(make, stop=10)
     path = tmp_path / "run" / "epoch_2.pth"

@@ -257,6 +257,42 @@ def test_a_wrong_setting_loses_nothing_of_the_run_before(space):
     assert sorted((space / "runs/demo/pretrain/simsiam").glob("iter_*.pth")) == before
 
 
+@pytest.mark.parametrize("lost", ["all", "file", "json", "bit"])
+def test_an_export_that_was_lost_is_made_again_from_the_finished_run_to_the_same_bytes(space, monkeypatch, lost):
+    run_train(method="byol_gsg")
+    path, before = space / "checkpoints/demo/byol_gsg.pth", files_of(space)
+    if lost == "bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    if lost in ("all", "file"):
+        path.unlink()
+    if lost in ("all", "json"):
+        path.with_suffix(".json").unlink()
+    monkeypatch.setattr("pretrain.methods.BYOL.loss", None)
+    monkeypatch.setattr("pretrain.export.git_state", lambda: ("another", False))
+    run_train("--resume", method="byol_gsg")
+    after = files_of(space)
+    compared = [p for p in before if p.suffix in (".pth", ".json")]
+    assert {p.name for p in compared} >= {"iter_6.pth", "run.json", "byol_gsg.pth", "byol_gsg.json"}
+    assert [p for p in compared if after[p] != before[p]] == []
+    if lost == "json":  # nothing says what that file was
+        assert after[path.with_name("byol_gsg.pth.replaced-1")] == before[path]
+
+
+def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch):
+    run_train(options=("train_cfg.max_epochs=1",))
+    command = ["--method", "simsiam", "--data-root", "data", "--resume", "--cfg-options", "train_cfg.max_epochs=2"]
+    linear.main(command)
+    path = space / "results/demo/linear/simsiam/data-seed0.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    monkeypatch.setattr("common.steps.take_step", None)
+    monkeypatch.setattr("pretrain.loop.take_step", None)
+    linear.main(command)
+    assert json.loads(path.read_text())["metrics"] == metrics
+
+
 def files_of(space):
     return {p: p.read_bytes() for part in ("runs", "checkpoints", "results") for p in (space / part).rglob("*.*")}
 
