@@ -175,7 +175,6 @@ def _evaluate(
     if runner.rank != 0:
         return
     metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
-    task.finish(runner)
     record = run.finish(
         args.results,
         metrics=metrics,
@@ -184,9 +183,16 @@ def _evaluate(
         device=next(runner.model.parameters()).device.type,
         details=task.details(found) or None,
     )
-    mark_finished(runner)  # not before: a run killed in its test resumes at its last iterate
+    mark_finished(runner)
     shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
     print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
+    task.finish(runner)  # not before: what goes wrong with the extras must not cost the record
+
+
+def named(path: str, data: Path) -> str:
+    """Return what a product calls the file: its path from the data root, or the whole path if it lies elsewhere."""
+    absolute, root = Path(path).absolute(), data.absolute()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
 
 def fit_to_arch(config: Config, arch: str) -> None:

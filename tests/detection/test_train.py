@@ -322,6 +322,22 @@ def test_other_settings_of_the_test_are_tested_without_training(place: Place, mo
         place.run(main, *subject, "--test-only", arch=None, options=(*options, "train_cfg.max_iters=1"))
 
 
+def test_a_data_set_outside_data_and_a_record_before_the_extras(place: Place, tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "elsewhere" / "VOCdevkit"
+    shutil.copytree(place.data / "demo" / "VOCdevkit", root)
+    options = (*SMALL, *(f"{split}_dataloader.dataset.data_root={root}" for split in ("train", "test")))
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "save", lambda runner, data: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.run(main, *subject, arch=None, options=options)
+    assert read_record(tmp_path / "results/demo/detection/tiny/voc-seed0.json")
+    monkeypatch.setattr(engine.Runner, "train", no_training)
+    place.run(main, *subject, arch=None, options=options)
+    saved = json.loads((tmp_path / "runs/demo/detection-voc/tiny-seed0/predictions.json").read_text())
+    assert [Path(one["path"]).parent for one in saved["images"]] == [root / "VOC2007" / "JPEGImages"] * 4
+
+
 def test_final_weights_that_are_damaged_are_made_again_from_the_last_step(place: Place) -> None:
     subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
     options = (*SMALL, "default_hooks.progress.interval=1")
