@@ -22,7 +22,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, all_reduce, barrier, is_distributed
-from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -336,8 +336,14 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
 
 def newest_resume_file(work_dir: Path) -> Path | None:
     """Return the resume file of the latest step in `work_dir`, or None."""
-    numbered = [(int(m[1]), f) for f in work_dir.glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)", f.stem))]
-    return max(numbered)[1] if numbered else None
+    files = resume_files(work_dir)
+    return files[-1][1] if files else None
+
+
+def resume_files(work_dir: Path) -> list[tuple[int, Path]]:
+    """Return the resume files in `work_dir` with their numbers of steps or epochs, the latest last."""
+    matches = ((re.fullmatch(r"(?:epoch|iter)_(\d+)", file.stem), file) for file in work_dir.glob("*.pth"))
+    return sorted((int(found[1]), file) for found, file in matches if found)
 
 
 def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -377,9 +383,14 @@ class PlainState(Hook):
         checkpoint.update(numpy_values)
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Make the buffers again."""
+        """Make the buffers again, and let CheckpointHook know the files there are, of which it keeps the latest."""
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {key: HistoryBuffer(*parts) for key, parts in hub["log_scalars"].items()}
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                files = resume_files(Path(runner.work_dir))
+                steps = [n for n, file in files if file.name == hook.filename_tmpl.format(n)]
+                hub["runtime_info"]["keep_ckpt_ids"] = steps
 
 
 class RandomState(Hook):

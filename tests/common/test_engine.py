@@ -245,6 +245,28 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(make, tmp_path):
     assert seconds == sorted(seconds)  # a resumed run counts on
 
 
+def test_interruptions_do_not_make_checkpoints_pile_up(make, tmp_path):
+    """A file every step, and one of a signal between two that the hook writes: two are kept."""
+    every = {"default_hooks.checkpoint": {"type": "CheckpointHook", "by_epoch": False, "max_keep_ckpts": 2}}
+
+    def options(interval):
+        return {**every, "default_hooks.checkpoint.interval": interval}
+
+    for stop in (4, 6, 8):
+        with pytest.raises(KeyboardInterrupt):
+            train(make(resume=True, stop=stop, **options(1)))
+        assert len(work(tmp_path)) == 2
+    runner = make(resume=True, stop=10, **options(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(runner)
+    assert work(tmp_path) == ["iter_7.pth", "iter_9.pth"]
+    runner.save_checkpoint(runner.work_dir, "iter_10.pth", by_epoch=False)  # as a signal does
+    assert newest_resume_file(tmp_path / "run").name == "iter_10.pth"
+    with pytest.raises(KeyboardInterrupt):
+        train(make(resume=True, stop=12, **options(1)))
+    assert work(tmp_path) == ["iter_10.pth", "iter_11.pth"]
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path):
     interrupted(make, stop=2)
     runner = make(resume=True)
