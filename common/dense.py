@@ -128,7 +128,7 @@ def _evaluate(
     import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
     from common.checkpoint import load_checkpoint
     from common.embedded import ensure_embedded
-    from common.engine import build_runner, is_finished, mark_finished, set_run, with_config_mistakes_named
+    from common.engine import alone_in, build_runner, is_finished, mark_finished, set_run, with_config_mistakes_named
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     fit_to_arch(config, checkpoint.arch)
@@ -141,52 +141,53 @@ def _evaluate(
     scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
     said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    trained = trained_weights(task, work_dir, settings)
-    if args.test_only and trained is None:
-        raise cli.UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
-    runner = build_runner(
-        config,
-        settings=settings,
-        backbone=checkpoint,
-        resume=args.resume or is_finished(work_dir, settings),
-        overwrite=args.overwrite,
-        trained=trained,
-    )
-    if runner.rank == 0:
-        print(said, flush=True)
-        runner.logger.info(said)
-    with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
-        train, test = with_config_mistakes_named(
-            lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
+    with alone_in(work_dir):
+        trained = trained_weights(task, work_dir, settings)
+        if args.test_only and trained is None:
+            raise cli.UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
+        runner = build_runner(
+            config,
+            settings=settings,
+            backbone=checkpoint,
+            resume=args.resume or is_finished(work_dir, settings),
+            overwrite=args.overwrite,
+            trained=trained,
         )
-    runner.train_loop.dataloader.batch_sampler.sizes = sizes
-    fingerprint = data_fingerprint(args.data, config, train, test)
-    if trained is None:
-        with_config_mistakes_named(runner.train)
-        save_weights(runner, settings=settings)
-    else:
-        load_weights(runner, trained)
-    save_config(runner)
-    try:
-        with redirect_stdout(StringIO()):
-            found = runner.test_loop.run()
-    finally:
-        runner.close_progress()
-    if runner.rank != 0:
-        return
-    metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
-    record = run.finish(
-        args.results,
-        metrics=metrics,
-        protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
-        data_fingerprint=fingerprint,
-        device=next(runner.model.parameters()).device.type,
-        details=task.details(found) or None,
-    )
-    mark_finished(runner)
-    shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
-    print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
-    task.finish(runner)  # not before: what goes wrong with the extras must not cost the record
+        if runner.rank == 0:
+            print(said, flush=True)
+            runner.logger.info(said)
+        with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
+            train, test = with_config_mistakes_named(
+                lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
+            )
+        runner.train_loop.dataloader.batch_sampler.sizes = sizes
+        fingerprint = data_fingerprint(args.data, config, train, test)
+        if trained is None:
+            with_config_mistakes_named(runner.train)
+            save_weights(runner, settings=settings)
+        else:
+            load_weights(runner, trained)
+        save_config(runner)
+        try:
+            with redirect_stdout(StringIO()):
+                found = runner.test_loop.run()
+        finally:
+            runner.close_progress()
+        if runner.rank != 0:
+            return
+        metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
+        record = run.finish(
+            args.results,
+            metrics=metrics,
+            protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
+            data_fingerprint=fingerprint,
+            device=next(runner.model.parameters()).device.type,
+            details=task.details(found) or None,
+        )
+        mark_finished(runner)
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
+        print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
+        task.finish(runner)  # not before: what goes wrong with the extras must not cost the record
 
 
 def named(path: str, data: Path) -> str:

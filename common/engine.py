@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -35,9 +36,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
-from common.cli import Stopped, UserError
+from common.cli import Stopped, UserError, rank
 from common.config import mistake_in, processes
-from common.files import atomic_path, is_whole_zip, write_json
+from common.files import atomic_path, is_whole_zip, only_here, write_json
 from common.records import OVERWRITE
 
 LOG = "log.jsonl"
@@ -246,6 +247,14 @@ def _start_gloo(launcher: str) -> None:
                 command, check=True, capture_output=True, text=True
             ).stdout.split()[0]
     torch.distributed.init_process_group("gloo")
+
+
+def alone_in(work_dir: Path) -> AbstractContextManager[None]:
+    """Return the lock under which one run alone works in `work_dir`; its first process holds it for all.
+
+    Entering raises UserError if another run is at work there.
+    """
+    return only_here(work_dir) if rank() == 0 else nullcontext()
 
 
 def build_runner(
