@@ -164,7 +164,7 @@ class Runner(MMEngineRunner):
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
         if self.world_size > 1:
-            torch.manual_seed(self.seed + self.rank)
+            torch.manual_seed(seed_of_rank(self.seed, self.rank))
         return model
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
@@ -193,6 +193,14 @@ class Runner(MMEngineRunner):
         options = self.cfg.get("compile")
         if options:
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Return the 63-bit seed of one process of a run, which no process of a run of another seed shares.
+
+    NumPy documents SeedSequence to give the same numbers in all its versions.
+    """
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def keep_freed_memory() -> None:

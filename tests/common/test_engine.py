@@ -529,6 +529,29 @@ def test_set_run_keeps_other_settings_of_randomness():
     assert (config.work_dir, config.launcher) == ("w", "pytorch")
 
 
+def test_every_process_of_every_seed_has_a_stream_of_its_own():
+    pairs = [(seed, rank) for seed in (*range(40), 2**32 - 1) for rank in range(40)]
+    seeds = [engine.seed_of_rank(*pair) for pair in pairs]
+    assert len(set(seeds)) == len(pairs)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    first = {pair: seed for pair, seed in zip(pairs, seeds, strict=True) if pair in [(0, 0), (0, 1), (1, 0)]}
+    assert first == {  # in every version of Python and NumPy
+        (0, 0): 7896617691693857887,
+        (0, 1): 2918264622725855778,
+        (1, 0): 3717377837946358015,
+    }
+
+
+def test_a_process_draws_from_its_own_stream(monkeypatch):
+    monkeypatch.setattr(engine, "MMDistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(engine, "get_device", lambda: "cpu")
+    runner = object.__new__(engine.Runner)
+    runner.cfg, runner._distributed, runner._world_size = Config(), True, 2
+    for runner._seed, runner._rank in ((0, 0), (0, 1), (1, 0)):
+        runner.wrap_model(None, nn.Linear(1, 1))
+        assert torch.initial_seed() == engine.seed_of_rank(runner._seed, runner._rank)
+
+
 def test_an_interrupted_run_s_bar_is_closed_before_the_last_line(make, capfd):
     interrupted(make, stop=6)
     before = capfd.readouterr().err
