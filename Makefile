@@ -21,7 +21,8 @@ SETUP := $(if $(filter file,$(origin PYTHON)),$(VENV)/.complete)
 
 COMMON  = --profile "$(PROFILE)" --seed "$(SEED)" --data "$(DATA)"
 METHODS = --method "$(METHOD)"
-RESUMED = $(if $(RESUME),--resume)
+RESUMED = $(if $(RESUME),--resume) $(REPLACE)
+REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
 
@@ -51,7 +52,7 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  RESUME=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
@@ -70,7 +71,7 @@ lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away enviro
 	rm -r .lock
 
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
-	@$(PYTHON) -m common.demo --data "$(DATA)" $(ARGS)
+	@$(PYTHON) -m common.demo --data "$(DATA)" $(REPLACE) $(ARGS)
 
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; none: the demo's own data
 	@$(PYTHON) -m common.download $(COMMON) --dataset "$(DATASET)" $(ARGS)
@@ -98,6 +99,12 @@ detection-voc: $(SETUP) ## Faster R-CNN on VOC
 
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
 	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
+
+test-detection: $(SETUP) ## test a finished detector again; DATASET=voc or coco
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$(or $(DATASET),voc)" --test-only $(FREEZE) $(REPLACE) $(RANKS) $(ARGS)
+
+test-segmentation: $(SETUP) ## test a finished segmentation network again
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) --test-only $(REPLACE) $(RANKS) $(ARGS)
 
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
@@ -141,4 +148,4 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k tables tsne curves geometry figures report bench gpu-check test test-all clean
+	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check test test-all clean

@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ OUR_KEYS = frozenset("evaluation dataset_name arch channels_last device_views".s
 SHARED_VALUES = frozenset(
     "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
 )
+# What the values of these keys must be, wherever in a config they stand: without it they would still give numbers.
+_LEAST = {  # of whole numbers
+    **dict.fromkeys(("batch_size", "base_batch_size", "max_epochs", "max_iters", "accumulate", "k"), 1),
+    **dict.fromkeys(("num_views", "num_classes", "layers", "dim", "hidden_dim"), 1),
+    **dict.fromkeys(("num_workers", "workers"), 0),
+}
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a number above 0", lambda value: value > 0),
+    "lr": ("a number from 0 on", lambda value: value >= 0),
+    "weight_decay": ("a number from 0 on", lambda value: value >= 0),
+    "max_norm": ("a number above 0", lambda value: value > 0),
+    "momentum": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+}
 _DATA = "GSG_DATA"  # configs write the data root as "{{$GSG_DATA:data}}"
 
 
@@ -41,9 +55,10 @@ class Options(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg-options, --resume and --launcher, which every trainer has."""
+    """Add --cfg-options, --resume, --overwrite and --launcher, which every trainer has."""
     add_options_argument(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
     parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
 
 
@@ -147,7 +162,8 @@ def processes(launcher: str) -> tuple[int, int]:
 def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None) -> Config:
     """Return the config file with `options` (dotted key -> value) merged in.
 
-    Raises UserError for a file that is missing or does not parse, and for a key that nothing reads.
+    Raises UserError for a file that is missing or does not parse, for a key that nothing reads, and for a value that
+    makes no sense.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.py"))) or "none"
@@ -165,7 +181,30 @@ def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None
             close = difflib.get_close_matches(key, readable, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "remove it"
             raise UserError(f"config {path.name}: nothing reads the key '{key}'; {hint}")
+    for key, value in _entries(config.to_dict()):
+        if wanted := _wanted(key.rpartition(".")[2], value):
+            raise UserError(f"config {path.name}: {key} is {value!r}; choose {wanted}")
     return config
+
+
+def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every entry of nested dicts and lists that holds neither, with its dotted key."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _entries(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _wanted(name: str, value: Any) -> str | None:
+    """Return in words what the value of a key must be, if it is not that."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name in _LEAST and not (number and isinstance(value, int) and value >= _LEAST[name]):
+        return f"a whole number from {_LEAST[name]} on"
+    if name in _NUMBERS and value is not None and not (number and _NUMBERS[name][1](value)):
+        return _NUMBERS[name][0]
+    return None
 
 
 def config_sha256(config: Config, *, data: Path) -> str:

@@ -30,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage; what is done already is left alone. Ends with the tables, the times and the page."""
     parser = cli.Parser("common.demo", description="the whole chain on embedded data")
     parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
     begun = time.monotonic()
     times: list[tuple[str, float]] = []
     for number, (stage, command) in enumerate(STAGES, start=1):
         print(f"\n--- {number}/{len(STAGES)} {stage}", flush=True)
         started = time.monotonic()
-        _run([*command, "--profile", "demo", "--data", str(args.data)])
+        overwrite = ["--overwrite"] if args.overwrite and "--resume" in command else []  # the stages that train
+        _run([*command, *overwrite, "--profile", "demo", "--data", str(args.data)])
         times.append((stage, time.monotonic() - started))
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

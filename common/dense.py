@@ -5,6 +5,8 @@ iterate is tested. torch is imported only when there is something to run.
 """
 
 import argparse
+import glob
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from common.config import (
     scale_options,
     share_batch,
 )
-from common.files import atomic_path, sha256_of_file, sha256_of_text
+from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
 
 if TYPE_CHECKING:
     from common.engine import Runner
@@ -40,6 +42,8 @@ RESNETS = {
 }
 
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
+# The parts of a config that training does not read: under others of these, what was trained is tested again.
+TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
 # What a parameter scheduler counts in iterations.
 STEPS = {"begin", "end", "milestones", "T_max", "total", "every", "step_size", "total_iters"}
 
@@ -71,6 +75,9 @@ def parser(module: str, description: str) -> cli.Parser:
     result = cli.parser(module, description, reads_checkpoint=True)
     add_config_arguments(result)
     add_scale_arguments(result)
+    result.add_argument(
+        "--test-only", action="store_true", help=f"test a finished run again from its {WEIGHTS}; train nothing"
+    )
     return result
 
 
@@ -81,29 +88,47 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
         raise cli.UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
     options = {**task.options, **scale_options(args), **args.cfg_options}
     path = task.configs / args.profile / f"{task.dataset}.py"
-    sha256 = config_sha256(load_config(path, data=args.data, options=options), data=args.data)
+    config = load_config(path, data=args.data, options=options)
+    sha256 = config_sha256(config, data=args.data)
+    training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
+    training_sha256 = config_sha256(Config(training), data=args.data)
     stem = task.dataset if task.variant is None else f"{task.dataset}-{task.variant}"
     todo = []
     for subject in cli.subjects(args):
         work_dir = args.runs / args.profile / f"{task.name}-{stem}" / f"{subject.name}-seed{args.seed}"
         key = records.RecordKey(args.profile, task.name, subject.name, task.dataset, args.seed, task.variant)
         products = [work_dir / WEIGHTS, work_dir / CONFIG, *task.products(work_dir)]
-        run = records.start_run(key, subject, config_sha256=sha256, results=args.results, products=products)
+        run = records.start_run(
+            key,
+            subject,
+            config_sha256=sha256,
+            results=args.results,
+            products=products,
+            overwrite=args.overwrite,
+            again=args.test_only,
+        )
         if run is not None:
             todo.append((subject, run, work_dir))
     for subject, run, work_dir in todo:
         config = load_config(path, data=args.data, options=options)
-        _evaluate(task, args, config, subject, run, work_dir)
+        settings = sha256_of_text(training_sha256, run.checkpoint_sha256)
+        _evaluate(task, args, config, subject, run, work_dir, settings)
 
 
 def _evaluate(
-    task: Task, args: argparse.Namespace, config: Config, subject: cli.Subject, run: records.Run, work_dir: Path
+    task: Task,
+    args: argparse.Namespace,
+    config: Config,
+    subject: cli.Subject,
+    run: records.Run,
+    work_dir: Path,
+    settings: str,
 ) -> None:
     task.register()
     import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
     from common.checkpoint import load_checkpoint
     from common.embedded import ensure_embedded
-    from common.engine import build_runner, mark_finished, set_run, with_config_mistakes_named
+    from common.engine import alone_in, build_runner, is_finished, mark_finished, set_run, with_config_mistakes_named
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     fit_to_arch(config, checkpoint.arch)
@@ -116,39 +141,59 @@ def _evaluate(
     scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
     said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    settings = sha256_of_text(run.config_sha256, run.checkpoint_sha256)
-    runner = build_runner(config, settings=settings, backbone=checkpoint, resume=args.resume)
-    if runner.rank == 0:
-        print(said, flush=True)
-        runner.logger.info(said)
-    with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
-        train, test = with_config_mistakes_named(
-            lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
+    with alone_in(work_dir):
+        trained = trained_weights(task, work_dir, settings)
+        if args.test_only and trained is None:
+            raise cli.UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
+        runner = build_runner(
+            config,
+            settings=settings,
+            backbone=checkpoint,
+            resume=args.resume or is_finished(work_dir, settings),
+            overwrite=args.overwrite,
+            trained=trained,
         )
-    runner.train_loop.dataloader.batch_sampler.sizes = sizes
-    fingerprint = data_fingerprint(args.data, config, train, test)
-    with_config_mistakes_named(runner.train)
-    save_weights(runner, settings=settings)
-    try:
-        with redirect_stdout(StringIO()):
-            found = runner.test_loop.run()
-    finally:
-        runner.close_progress()
-    if runner.rank != 0:
-        return
-    metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
-    task.finish(runner)
-    record = run.finish(
-        args.results,
-        metrics=metrics,
-        protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
-        data_fingerprint=fingerprint,
-        device=next(runner.model.parameters()).device.type,
-        details=task.details(found) or None,
-    )
-    mark_finished(runner)  # not before: a run killed in its test resumes at its last iterate
-    shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
-    print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
+        if runner.rank == 0:
+            print(said, flush=True)
+            runner.logger.info(said)
+        with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
+            train, test = with_config_mistakes_named(
+                lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
+            )
+        runner.train_loop.dataloader.batch_sampler.sizes = sizes
+        fingerprint = data_fingerprint(args.data, config, train, test)
+        if trained is None:
+            with_config_mistakes_named(runner.train)
+            save_weights(runner, settings=settings)
+        else:
+            load_weights(runner, trained)
+        save_config(runner)
+        try:
+            with redirect_stdout(StringIO()):
+                found = runner.test_loop.run()
+        finally:
+            runner.close_progress()
+        if runner.rank != 0:
+            return
+        metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
+        record = run.finish(
+            args.results,
+            metrics=metrics,
+            protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
+            data_fingerprint=fingerprint,
+            device=next(runner.model.parameters()).device.type,
+            details=task.details(found) or None,
+        )
+        mark_finished(runner)
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
+        print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
+        task.finish(runner)  # not before: what goes wrong with the extras must not cost the record
+
+
+def named(path: str, data: Path) -> str:
+    """Return what a product calls the file: its path from the data root, or the whole path if it lies elsewhere."""
+    absolute, root = Path(path).absolute(), data.absolute()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
 
 def fit_to_arch(config: Config, arch: str) -> None:
@@ -221,7 +266,7 @@ def _times(steps: Any, factor: float) -> Any:
 
 
 def save_weights(runner: "Runner", *, settings: str) -> None:
-    """Write the trained network and its config to the work_dir, for mmdet's `init_detector` and mmseg's `init_model`.
+    """Write the trained network to the work_dir, for mmdet's `init_detector` and mmseg's `init_model`.
 
     `final.pth` holds plain tensors, on the CPU, and plain values: torch.load(weights_only=True) reads it.
     """
@@ -240,8 +285,46 @@ def save_weights(runner: "Runner", *, settings: str) -> None:
     }
     with atomic_path(Path(runner.work_dir) / WEIGHTS) as temporary:
         torch.save({"state_dict": tensors, "meta": meta}, temporary)
-    with atomic_path(Path(runner.work_dir) / CONFIG) as temporary:
-        temporary.write_text(Config(runner.cfg.to_dict()).pretty_text, encoding="utf-8")
+
+
+def trained_weights(task: Task, work_dir: Path, settings: str) -> Path | None:
+    """Return the `final.pth` of these settings: the work_dir's, or that of a variant which trains alike; else None."""
+    folders = glob.escape(str(work_dir.parent.parent / f"{task.name}-{task.dataset}")) + "*"
+    others = sorted(Path(found) for found in glob.glob(f"{folders}/{glob.escape(work_dir.name)}/{WEIGHTS}"))
+    return next((path for path in (work_dir / WEIGHTS, *others) if _settings_of(path) == settings), None)
+
+
+def _settings_of(path: Path) -> str | None:
+    """Return the settings that a `final.pth` was trained under; None if it is missing, damaged or another file."""
+    import torch
+
+    try:
+        meta = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["meta"]
+        return meta["settings_sha256"] if is_whole_zip(path) else None
+    except Exception:  # torch raises nearly anything; the run is then resumed, or trained
+        return None
+
+
+def load_weights(runner: "Runner", path: Path) -> None:
+    """Make the runner test the weights of `path`, and let its work_dir have them."""
+    import torch
+
+    from common.engine import unwrapped
+
+    unwrapped(runner.model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    runner.call_hook("before_run")
+    runner._maybe_compile("test_step")
+    if runner.rank == 0:
+        print(f"tests what was trained before: {path}", flush=True)
+        if path.parent != Path(runner.work_dir):
+            atomic_write(Path(runner.work_dir) / WEIGHTS, lambda file: shutil.copyfile(path, file))
+
+
+def save_config(runner: "Runner") -> None:
+    """Write the run's config to the work_dir, beside the weights."""
+    if runner.rank == 0:
+        text = Config(runner.cfg.to_dict()).pretty_text
+        atomic_write(Path(runner.work_dir) / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -22,7 +23,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, all_reduce, barrier, is_distributed
-from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -35,9 +36,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoint, load_into
-from common.cli import Stopped, UserError
+from common.cli import Stopped, UserError, rank
 from common.config import mistake_in, processes
-from common.files import atomic_path, write_json
+from common.files import atomic_path, is_whole_zip, only_here, write_json
+from common.records import OVERWRITE
 
 LOG = "log.jsonl"
 STATE = "run.json"  # whose settings the work_dir belongs to, and whether the run is finished
@@ -53,6 +55,7 @@ class Runner(MMEngineRunner):
     """
 
     backbone: Checkpoint | None = None
+    settings: str = ""
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
         """Return mmengine's logger: everything goes to the file, only errors to the console."""
@@ -161,7 +164,7 @@ class Runner(MMEngineRunner):
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
         if self.world_size > 1:
-            torch.manual_seed(self.seed + self.rank)
+            torch.manual_seed(seed_of_rank(self.seed, self.rank))
         return model
 
     def load_checkpoint(self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any) -> dict:
@@ -190,6 +193,14 @@ class Runner(MMEngineRunner):
         options = self.cfg.get("compile")
         if options:
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Return the 63-bit seed of one process of a run, which no process of a run of another seed shares.
+
+    NumPy documents SeedSequence to give the same numbers in all its versions.
+    """
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def keep_freed_memory() -> None:
@@ -246,22 +257,41 @@ def _start_gloo(launcher: str) -> None:
     torch.distributed.init_process_group("gloo")
 
 
-def build_runner(config: Config, *, settings: str, backbone: Checkpoint | None = None, resume: bool = False) -> Runner:
+def alone_in(work_dir: Path) -> AbstractContextManager[None]:
+    """Return the lock under which one run alone works in `work_dir`; its first process holds it for all.
+
+    Entering raises UserError if another run is at work there.
+    """
+    return only_here(work_dir) if rank() == 0 else nullcontext()
+
+
+def build_runner(
+    config: Config,
+    *,
+    settings: str,
+    backbone: Checkpoint | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    trained: Path | None = None,
+) -> Runner:
     """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
 
-    `settings` is the config's hash. A run that was interrupted is continued only under the settings it
-    began with; a finished one, or none, is started afresh. Raises UserError for settings that changed and
-    for a config entry that does not exist.
+    `settings` is the config's hash. A run, interrupted or finished, is continued only under the settings it
+    began with; a finished one then has no step left to do. A Runner that only tests weights that are `trained`
+    leaves the run that they lie beside as it is. Raises UserError if the work_dir holds a run of other
+    settings, unless it is to `overwrite` that, and for a config entry that does not exist.
     """
     work_dir = Path(config.work_dir)
-    found = _interrupted(work_dir, settings) if resume else None
+    own = trained is not None and trained.parent == work_dir
+    others = not own and _is_of_others(work_dir, settings, overwrite)
+    found = newest_resume_file(work_dir) if resume and not others and trained is None else None
     config.resume, config.load_from = found is not None, None if found is None else str(found)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
-    runner.backbone = backbone
+    runner.backbone, runner.settings = backbone, settings
     if runner.rank == 0:
         for stale in work_dir.glob(".*.part"):  # what a kill left of a checkpoint half written
             stale.unlink(missing_ok=True)
-    if runner.rank == 0 and found is None:
+    if runner.rank == 0 and found is None and not own:
         # Only now, when the config has proved sound, is an earlier run's state given up.
         for stale in [*work_dir.glob("*.pth"), work_dir / LOG]:
             stale.unlink(missing_ok=True)
@@ -278,21 +308,36 @@ def train(runner: Runner) -> None:
 def mark_finished(runner: Runner) -> None:
     """Note in the work_dir that nothing is left to resume."""
     if runner.rank == 0:
-        state = Path(runner.work_dir) / STATE
-        write_json(state, {**json.loads(state.read_text()), "finished": True})
+        write_json(Path(runner.work_dir) / STATE, {"config_sha256": runner.settings, "finished": True})
 
 
-def _interrupted(work_dir: Path, settings: str) -> Path | None:
-    state = work_dir / STATE
-    content = json.loads(state.read_text()) if state.is_file() else {"finished": True}
-    if content["finished"]:
-        return None
-    if content["config_sha256"] != settings:
+def is_finished(work_dir: Path, settings: str) -> bool:
+    """Return whether the work_dir holds a finished run of these settings."""
+    return _state(work_dir) == {"config_sha256": settings, "finished": True}
+
+
+def _is_of_others(work_dir: Path, settings: str, overwrite: bool) -> bool:
+    """Return whether `work_dir` holds a run of other settings; raise UserError unless it may be overwritten."""
+    state = _state(work_dir)
+    finished = state.get("finished") is True
+    if state.get("config_sha256") == settings or not (finished or any(work_dir.glob("*.pth"))):
+        return False
+    if not overwrite:
+        kind = "a finished" if finished else "an interrupted"
         raise UserError(
-            f"{work_dir} holds an interrupted run of other settings; restore those to resume it, "
-            "or start afresh without RESUME=1"
+            f"{work_dir} holds {kind} run of other settings; restore those to go on with it, {OVERWRITE} to replace "
+            "it, or choose another folder by --runs"
         )
-    return newest_resume_file(work_dir)
+    return True
+
+
+def _state(work_dir: Path) -> dict[str, Any]:
+    """Return what the work_dir's `run.json` says; nothing if it is missing or damaged."""
+    try:
+        state = json.loads((work_dir / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def with_config_mistakes_named(action: Callable[[], T]) -> T:
@@ -308,19 +353,27 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
 
 def newest_resume_file(work_dir: Path) -> Path | None:
     """Return the resume file of the latest step in `work_dir`, or None."""
-    numbered = [(int(m[1]), f) for f in work_dir.glob("*.pth") if (m := re.fullmatch(r"(?:epoch|iter)_(\d+)", f.stem))]
-    return max(numbered)[1] if numbered else None
+    files = resume_files(work_dir)
+    return files[-1][1] if files else None
+
+
+def resume_files(work_dir: Path) -> list[tuple[int, Path]]:
+    """Return the resume files in `work_dir` with their numbers of steps or epochs, the latest last."""
+    matches = ((re.fullmatch(r"(?:epoch|iter)_(\d+)", file.stem), file) for file in work_dir.glob("*.pth"))
+    return sorted((int(found[1]), file) for found, file in matches if found)
 
 
 def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Return a Runner's checkpoint, read with `weights_only=True`. Raises UserError when it cannot be read."""
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        reason = None if is_whole_zip(path) else "damaged"
     except Exception as error:
-        reason = (
-            found[0] if (found := re.search(r"Unsupported global: GLOBAL \S+", str(error))) else "truncated or damaged"
-        )
-        raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one") from None
+        found = re.search(r"Unsupported global: GLOBAL \S+", str(error))
+        reason = found[0] if found else "truncated or damaged"
+    if reason is not None:
+        raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one")
+    return content
 
 
 class PlainState(Hook):
@@ -347,9 +400,14 @@ class PlainState(Hook):
         checkpoint.update(numpy_values)
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Make the buffers again."""
+        """Make the buffers again, and let CheckpointHook know the files there are, of which it keeps the latest."""
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {key: HistoryBuffer(*parts) for key, parts in hub["log_scalars"].items()}
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                files = resume_files(Path(runner.work_dir))
+                steps = [n for n, file in files if file.name == hook.filename_tmpl.format(n)]
+                hub["runtime_info"]["keep_ckpt_ids"] = steps
 
 
 class RandomState(Hook):

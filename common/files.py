@@ -1,13 +1,20 @@
 """Files that are either whole or absent: atomic writes, locks among processes and content hashes."""
 
+import errno
+import fcntl
 import hashlib
+import itertools
 import json
 import os
+import platform
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from common.cli import UserError
 
 
 @contextmanager
@@ -64,10 +71,53 @@ def alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def set_aside(path: Path) -> Path:
+    """Rename `path` to the first free `<name>.replaced-<n>` beside it, and return that."""
+    numbers = itertools.count(1)
+    kept = next(p for n in numbers if not (p := path.with_name(f"{path.name}.replaced-{n}")).exists())
+    os.replace(path, kept)
+    return kept
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when its holder dies, however that ends.
+
+    Raises UserError if another process holds it. A POSIX lock is not inherited: processes that outlive its holder, as
+    a loader's workers do for some seconds, do not hold it. A file system that has no locks is used without.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read(100).strip() or "unknown"
+                raise UserError(
+                    f"{folder}: another process ({holder}) is at this run; wait for its end, or stop it"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def is_whole_zip(path: str | os.PathLike[str]) -> bool:
+    """Return whether the file is a zip, as torch.save writes, in which every entry has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as content:
+            return content.testzip() is None
+    except Exception:  # a damaged zip raises nearly anything
+        return False
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import PROFILES, Subject, UserError
-from common.files import sha256_of_file, write_json
+from common.files import set_aside, sha256_of_file, write_json
 
 SCHEMA = 1
+OVERWRITE = "add OVERWRITE=1 (--overwrite)"
 TASKS = ("knn", "linear", "recognition", "detection", "segmentation", "study")
 METRICS = (
     "top1",
@@ -114,6 +115,7 @@ class Run:
     ) -> Path:
         """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field.
 
+        A record of other settings, or of another checkpoint, in its place is kept beside it.
         `details` is what stands behind the metrics, as plain JSON: the value of every class, a validation curve.
         """
         commit, dirty = git_state()
@@ -145,28 +147,53 @@ class Run:
             record["protocol"]["variant"] = self.key.variant
         validate(record)
         path = self.key.path(root)
+        try:
+            others = path.is_file() and not self._is_of(path)
+        except UserError:  # it has been damaged since the run began
+            others = True
+        if others:
+            print(f"replacing a record of other settings, which is kept: {set_aside(path)}", flush=True)
         write_json(path, record)
         return path
 
+    def _is_of(self, path: Path) -> bool:
+        """Return whether the record at `path` is of this checkpoint and these settings."""
+        made_of = read_record(path)["provenance"]
+        return (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (self.checkpoint_sha256, self.config_sha256)
+
 
 def start_run(
-    key: RecordKey, subject: Subject, *, config_sha256: str, results: Path, products: Iterable[Path] = ()
+    key: RecordKey,
+    subject: Subject,
+    *,
+    config_sha256: str,
+    results: Path,
+    products: Iterable[Path] = (),
+    overwrite: bool = True,
+    again: bool = False,
 ) -> Run | None:
     """Return the run to do, or None after saying so when its record is there already.
 
-    A record counts only if it is of exactly this checkpoint and these settings, and if the other files
-    that such a run leaves, `products`, are there too. Raises UserError when the
-    checkpoint is missing, naming the command that makes it.
+    A record counts only if it is of exactly this checkpoint and these settings, and if the other files that such a
+    run leaves, `products`, are there too; if the run is wanted `again`, it never does. Raises UserError when the
+    checkpoint is missing, naming the command that makes it, and without `overwrite` for a record of another
+    checkpoint or other settings.
     """
     if not subject.path.is_file():
         raise UserError(f"checkpoint {subject.path} is missing; make it with `{subject.make_it}`")
     run = Run(key, sha256_of_file(subject.path), config_sha256)
     path = key.path(results)
-    if path.is_file() and all(product.is_file() for product in products):
-        made_of = read_record(path)["provenance"]
-        if (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (run.checkpoint_sha256, config_sha256):
+    if not path.is_file():
+        return run
+    if run._is_of(path):
+        if not again and all(product.is_file() for product in products):
             print(f"already done: {path}", flush=True)
             return None
+    elif not overwrite:
+        raise UserError(
+            f"{path} is the record of another checkpoint or other settings; {OVERWRITE} to replace it (it is kept "
+            "beside the new one), or choose other folders by --results and --runs"
+        )
     return run
 
 

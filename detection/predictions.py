@@ -1,12 +1,13 @@
 """What the detection figure shows: objects and detections of the first ten test images, in `predictions.json`.
 
 Boxes are x0, y0, x1, y1 in the image's own pixels, counted from 0, of borders; images are named relative to the data
-root.
+root, or by their whole path if they lie elsewhere.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.dense import named
 from common.files import write_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def save(runner: "Runner", data: Path) -> None:
 def _image(info: dict[str, Any], found: Any, data: Path) -> dict[str, Any]:
     found = found[found.scores >= SCORE].cpu()
     return {
-        "path": str(Path(info["img_path"]).relative_to(data)),
+        "path": named(info["img_path"], data),
         "width": info["width"],
         "height": info["height"],
         "truth": [

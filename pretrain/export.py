@@ -1,32 +1,60 @@
 """The export at the end of pretraining: the online backbone and where it came from."""
 
 import json
-import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.cli import UserError
+from common.files import is_whole_zip, set_aside, write_json
+from common.records import OVERWRITE, git_state
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+FIRST = "export.json"  # in a run's work_dir: the metadata of its export
+
+
 def is_exported(path: Path, *, config_sha256: str, seed: int) -> bool:
     """Return whether `path` is a whole export of exactly these settings and seed."""
-    meta = path.with_suffix(".json")
-    if not (meta.is_file() and zipfile.is_zipfile(path)):
-        return False
-    content = json.loads(meta.read_text())
-    return (content.get("config_sha256"), content.get("seed")) == (config_sha256, seed)
+    return is_whole_zip(path) and _made_of(path) == (config_sha256, seed)
 
 
-def export_backbone(path: Path, backbone: "nn.Module", **meta: Any) -> None:
+def _made_of(path: Path) -> tuple[Any, Any] | None:
+    """Return (config_sha256, seed) of the export at `path`, as its `.json` says; None if that is missing or damaged."""
+    meta = _read(path.with_suffix(".json"))
+    return (meta.get("config_sha256"), meta.get("seed")) if meta else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the metadata in a file; nothing if it is missing or damaged."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def check_replaceable(path: Path, *, config_sha256: str, seed: int, overwrite: bool) -> None:
+    """Raise UserError if `path` is an export of other settings, unless it is to be overwritten."""
+    of = _made_of(path)
+    if path.is_file() and of is not None and of != (config_sha256, seed) and not overwrite:
+        raise UserError(
+            f"{path} is an export of other settings; {OVERWRITE} to replace it (it is kept beside the new one), or "
+            "choose other folders by --checkpoints and --runs"
+        )
+
+
+def export_backbone(path: Path, backbone: "nn.Module", *, work_dir: Path, resumed: bool, **meta: Any) -> None:
     """Write the backbone to `path` as `common.checkpoint` fixes it.
 
-    `meta`: name, method, profile, arch, epochs, seed, dataset, config_sha256.
+    `meta`: name, method, profile, arch, epochs, seed, dataset, config_sha256. An export of other settings in its
+    place is kept beside it. The run's `work_dir` keeps when and by what code the run was exported, so that a finished
+    one, `resumed` because its export was lost, is exported to the same bytes: results of the old file stay its own.
     """
     from common.backbones import feature_dim
     from common.checkpoint import SCHEMA, save_checkpoint
-    from common.records import git_state
 
     meta |= {
         "schema": SCHEMA,
@@ -34,4 +62,10 @@ def export_backbone(path: Path, backbone: "nn.Module", **meta: Any) -> None:
         "git_commit": git_state()[0],
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+    first = _read(work_dir / FIRST) if resumed else {}
+    if first.get("config_sha256") == meta["config_sha256"]:
+        meta |= {key: first[key] for key in ("git_commit", "created") if key in first}
+    write_json(work_dir / FIRST, meta)
+    if path.is_file() and _made_of(path) != (meta["config_sha256"], meta["seed"]):
+        print(f"replacing an export of other settings, which is kept: {set_aside(path)}", flush=True)
     save_checkpoint(path, backbone.state_dict(), meta)

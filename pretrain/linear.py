@@ -34,11 +34,12 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
         subject,
         config_sha256=sha,
         results=args.results,
+        overwrite=args.overwrite,
     )
     if run is None:
         return
     from common.checkpoint import load_checkpoint
-    from common.engine import build_runner, set_run, train
+    from common.engine import alone_in, build_runner, set_run, train
     from common.features import pick_device
     from common.files import sha256_of_text
     from pretrain import loop, optim, probe, views  # noqa: F401  (these register what the configs name)
@@ -49,29 +50,36 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
     batch = config.train_dataloader.batch_size
     shared = share_batch(config, args.launcher)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    runner = build_runner(config, settings=sha + checkpoint.sha256, backbone=checkpoint, resume=args.resume)
-    if runner.rank == 0:
-        print(f"{subject.name}: {shared}", flush=True)
-    train(runner)
-    if runner.rank != 0:
-        return
-    train_set, test_set = runner.train_dataloader.dataset.images, runner.val_dataloader.dataset.images
-    metrics = probe.history(runner)
-    path = run.finish(
-        args.results,
-        metrics=metrics,
-        protocol={
-            "epochs": runner.max_epochs,
-            "batch_size": batch,
-            "lr": config.optim_wrapper.optimizer.lr,
-            "optimizer": config.optim_wrapper.optimizer.type,
-            "n_train": len(train_set.labels),
-            "n_test": len(test_set.labels),
-        },
-        data_fingerprint=sha256_of_text(train_set.fingerprint, test_set.fingerprint),
-        device=pick_device().type,
-    )
-    print(f"{subject.name}: linear top-1 {metrics['top1']:.2f} % (best epoch {metrics['best_top1']:.2f})  ({path})")
+    with alone_in(work_dir):
+        runner = build_runner(
+            config,
+            settings=sha + checkpoint.sha256,
+            backbone=checkpoint,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+        if runner.rank == 0:
+            print(f"{subject.name}: {shared}", flush=True)
+        train(runner)
+        if runner.rank != 0:
+            return
+        train_set, test_set = runner.train_dataloader.dataset.images, runner.val_dataloader.dataset.images
+        metrics = probe.history(runner)
+        path = run.finish(
+            args.results,
+            metrics=metrics,
+            protocol={
+                "epochs": runner.max_epochs,
+                "batch_size": batch,
+                "lr": config.optim_wrapper.optimizer.lr,
+                "optimizer": config.optim_wrapper.optimizer.type,
+                "n_train": len(train_set.labels),
+                "n_test": len(test_set.labels),
+            },
+            data_fingerprint=sha256_of_text(train_set.fingerprint, test_set.fingerprint),
+            device=pick_device().type,
+        )
+        print(f"{subject.name}: linear top-1 {metrics['top1']:.2f} % (best epoch {metrics['best_top1']:.2f})  ({path})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from common.config import (
     share_batch,
 )
 from pretrain.data import label, use_folder
-from pretrain.export import export_backbone, is_exported
+from pretrain.export import check_replaceable, export_backbone, is_exported
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -56,6 +56,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     if is_exported(path, config_sha256=sha, seed=args.seed):
         print(f"already done: {path}", flush=True)
         return
+    check_replaceable(path, config_sha256=sha, seed=args.seed, overwrite=args.overwrite)
     work_dir = args.runs / args.profile / "pretrain" / name
 
     import pretrain.hooks
@@ -63,7 +64,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     import pretrain.methods
     import pretrain.optim
     import pretrain.views  # noqa: F401  (these register what the configs name)
-    from common.engine import build_runner, set_run, train, unwrapped, with_config_mistakes_named
+    from common.engine import alone_in, build_runner, set_run, train, unwrapped, with_config_mistakes_named
     from pretrain.device_views import start_device_views, use_device_views
 
     batch = config.train_dataloader.batch_size
@@ -75,30 +76,36 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     if config.get("device_views"):
         use_device_views(config)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    runner = build_runner(config, settings=sha, resume=args.resume)
-    loader = with_config_mistakes_named(lambda: runner.train_dataloader)
-    if runner.rank == 0:
-        print(f"{name}: {shared}", flush=True)
-    if runner.max_iters == 0:
-        raise cli.UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
-    if config.get("device_views"):
-        start_device_views(runner)
-    train(runner)
-    if runner.rank == 0:
-        model: Any = unwrapped(runner.model)
-        export_backbone(
-            path,
-            model.backbone,
-            name=name,
-            method=method,
-            profile=args.profile,
-            arch=config.model.backbone.name,
-            epochs=runner.max_epochs,
-            seed=args.seed,
-            dataset=label(config.train_dataloader.dataset.images),
-            config_sha256=sha,
-        )
-        print(f"exported the online backbone: {path}", flush=True)
+    with alone_in(work_dir):
+        if args.launcher == "none" and is_exported(path, config_sha256=sha, seed=args.seed):
+            print(f"another process has done it: {path}", flush=True)
+            return
+        runner = build_runner(config, settings=sha, resume=args.resume, overwrite=args.overwrite)
+        loader = with_config_mistakes_named(lambda: runner.train_dataloader)
+        if runner.rank == 0:
+            print(f"{name}: {shared}", flush=True)
+        if runner.max_iters == 0:
+            raise cli.UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+        if config.get("device_views"):
+            start_device_views(runner)
+        train(runner)
+        if runner.rank == 0:
+            model: Any = unwrapped(runner.model)
+            export_backbone(
+                path,
+                model.backbone,
+                work_dir=work_dir,
+                resumed=bool(config.resume),
+                name=name,
+                method=method,
+                profile=args.profile,
+                arch=config.model.backbone.name,
+                epochs=runner.max_epochs,
+                seed=args.seed,
+                dataset=label(config.train_dataloader.dataset.images),
+                config_sha256=sha,
+            )
+            print(f"exported the online backbone: {path}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """The predictions that the segmentation figure shows (paper, F): of the first ten validation images.
 
 `<work_dir>/predictions/<image>.png` holds class indices (8-bit grey, the image's own size);
-`index.json` beside them names images and annotations relative to the data root, palette and classes.
+`index.json` beside them names images and annotations, relative to the data root or by their
+whole path if they lie elsewhere, palette and classes.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.dense import named
 from common.files import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ def save(runner: "Runner", data: Path) -> None:
             Image.fromarray(classes).save(temporary, format="PNG")
     infos = [dataset.get_data_info(index) for index in shown]
     content = {
-        "images": [str(Path(info["img_path"]).relative_to(data)) for info in infos],
-        "annotations": [str(Path(info["seg_map_path"]).relative_to(data)) for info in infos],
+        "images": [named(info["img_path"], data) for info in infos],
+        "annotations": [named(info["seg_map_path"], data) for info in infos],
         "palette": [list(map(int, colour)) for colour in dataset.metainfo["palette"]],
         "classes": list(dataset.metainfo["classes"]),
     }

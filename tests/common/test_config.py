@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import MODELS
 
+from common import config as config_module
 from common.cli import Parser, UserError
 from common.config import add_config_arguments, config_sha256, load_config, mistake_in
 
@@ -90,6 +91,35 @@ def test_the_hash_depends_on_the_settings(write, options):
     assert config_sha256(load_config(path, data=data, options=options), data=data) != before
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "value", "wanted"),
+    [
+        ("pretrain/configs/demo/knn.py", "evaluation.temperature", 0, "a number above 0"),
+        ("pretrain/configs/demo/knn.py", "evaluation.temperature", float("nan"), "a number above 0"),
+        ("pretrain/configs/demo/knn.py", "evaluation.temperature", True, "a number above 0"),
+        ("pretrain/configs/demo/knn.py", "evaluation.k", 0, "a whole number from 1 on"),
+        ("pretrain/configs/demo/knn.py", "evaluation.k", 2.5, "a whole number from 1 on"),
+        ("pretrain/configs/demo/simsiam.py", "custom_hooks.0.evaluation.temperature", -1, "a number above 0"),
+        ("pretrain/configs/demo/simsiam.py", "train_cfg.max_epochs", 0, "a whole number from 1 on"),
+        ("pretrain/configs/demo/simsiam.py", "train_cfg.max_epochs", "abc", "a whole number from 1 on"),
+        ("pretrain/configs/demo/simsiam.py", "train_dataloader.batch_size", None, "a whole number from 1 on"),
+        ("pretrain/configs/demo/simsiam.py", "train_dataloader.num_workers", -1, "a whole number from 0 on"),
+        ("pretrain/configs/demo/simsiam.py", "optim_wrapper.optimizer.lr", -1, "a number from 0 on"),
+        ("pretrain/configs/demo/simsiam.py", "optim_wrapper.optimizer.lr", float("inf"), "a number from 0 on"),
+        ("pretrain/configs/demo/simsiam.py", "optim_wrapper.clip_grad.max_norm", 0, "a number above 0"),
+        ("pretrain/configs/demo/byol.py", "model.momentum", 1.1, "a number from 0 to 1"),
+        ("detection/configs/demo/voc.py", "train_cfg.max_iters", 0, "a whole number from 1 on"),
+        ("segmentation/configs/demo/ade20k.py", "optim_wrapper.optimizer.weight_decay", -1e-4, "a number from 0 on"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(config, key, value, wanted):
+    path = Path(config_module.__file__).parents[1] / config
+    assert load_config(path, data=Path("data"))
+    with pytest.raises(UserError) as caught:
+        load_config(path, data=Path("data"), options={key: value})
+    assert str(caught.value) == f"config {path.name}: {key} is {value!r}; choose {wanted}"
+
+
 def arguments(*words):
     parser = Parser("test")
     add_config_arguments(parser)
@@ -97,10 +127,10 @@ def arguments(*words):
 
 
 def test_the_arguments_of_trainers():
-    assert arguments() == argparse.Namespace(cfg_options={}, resume=False, launcher="none")
-    given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--launcher", "slurm")
+    assert arguments() == argparse.Namespace(cfg_options={}, resume=False, overwrite=False, launcher="none")
+    given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--overwrite", "--launcher", "slurm")
     assert given == argparse.Namespace(
-        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, launcher="slurm"
+        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, overwrite=True, launcher="slurm"
     )
     assert arguments().cfg_options == {}  # one command's options do not reach the next
 

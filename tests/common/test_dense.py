@@ -5,7 +5,7 @@ from mmengine.config import Config
 
 from common.cli import UserError
 from common.config import load_config
-from common.dense import fit_to_arch, share
+from common.dense import fit_to_arch, named, share
 
 
 @pytest.mark.parametrize("part", ["neck", "decode_head"])
@@ -46,3 +46,16 @@ def test_the_demo_needs_no_workers(path: str) -> None:
 def test_other_architectures_are_refused(arch: str) -> None:
     with pytest.raises(UserError, match=f"{arch} cannot serve a dense task"):
         fit_to_arch(Config({"model": {}}), arch)
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "name"),
+    [
+        ("data/voc/1.jpg", "data", "voc/1.jpg"),
+        ("/sets/voc/1.jpg", "/sets", "voc/1.jpg"),
+        ("/sets/voc/1.jpg", "/set", "/sets/voc/1.jpg"),
+        ("../voc/1.jpg", "data", f"{Path.cwd()}/../voc/1.jpg"),
+    ],
+)
+def test_files_are_named_from_the_data_root_or_by_their_whole_path(path, data, name):
+    assert named(path, Path(data)) == name

@@ -68,7 +68,7 @@ class StopAt(Hook):
 def make(tmp_path):
     """Return a maker of Runners in one work_dir."""
 
-    def make(*, resume=False, settings="settings", stop=None, backbone=None, **changes):
+    def make(*, resume=False, overwrite=False, settings="settings", stop=None, backbone=None, **changes):
         config = Config(
             {
                 "model": {"type": "TinyModel", "with_backbone": backbone is not None},
@@ -94,7 +94,7 @@ def make(tmp_path):
         config.merge_from_dict(changes)
         set_run(config, work_dir=tmp_path / "run", seed=0)
         made.append(config)
-        return build_runner(config, settings=settings, resume=resume, backbone=backbone)
+        return build_runner(config, settings=settings, resume=resume, overwrite=overwrite, backbone=backbone)
 
     made = []
     return make
@@ -245,6 +245,28 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(make, tmp_path):
     assert seconds == sorted(seconds)  # a resumed run counts on
 
 
+def test_interruptions_do_not_make_checkpoints_pile_up(make, tmp_path):
+    """A file every step, and one of a signal between two that the hook writes: two are kept."""
+    every = {"default_hooks.checkpoint": {"type": "CheckpointHook", "by_epoch": False, "max_keep_ckpts": 2}}
+
+    def options(interval):
+        return {**every, "default_hooks.checkpoint.interval": interval}
+
+    for stop in (4, 6, 8):
+        with pytest.raises(KeyboardInterrupt):
+            train(make(resume=True, stop=stop, **options(1)))
+        assert len(work(tmp_path)) == 2
+    runner = make(resume=True, stop=10, **options(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(runner)
+    assert work(tmp_path) == ["iter_7.pth", "iter_9.pth"]
+    runner.save_checkpoint(runner.work_dir, "iter_10.pth", by_epoch=False)  # as a signal does
+    assert newest_resume_file(tmp_path / "run").name == "iter_10.pth"
+    with pytest.raises(KeyboardInterrupt):
+        train(make(resume=True, stop=12, **options(1)))
+    assert work(tmp_path) == ["iter_10.pth", "iter_11.pth"]
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path):
     interrupted(make, stop=2)
     runner = make(resume=True)
@@ -253,11 +275,22 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path)
     assert places(log(tmp_path)) == WHOLE_LOG
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_finished_run_starts_afresh(make, tmp_path, resume):
+def test_a_finished_run_that_is_resumed_has_no_step_left_and_keeps_its_files(make, tmp_path):
+    whole = make()
+    train(whole)
+    kept, lines = work(tmp_path), log(tmp_path)
+    runner = make(resume=True)
+    train(runner)
+    assert runner.steps == []
+    assert all(torch.equal(value, runner.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert work(tmp_path) == kept
+    assert places(log(tmp_path)) == places(lines) == WHOLE_LOG
+
+
+def test_a_finished_run_starts_afresh_without_resume(make, tmp_path):
     train(make())
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "old": 1}\n')
-    runner = make(resume=resume)
+    runner = make()
     assert work(tmp_path) == []
     train(runner)
     assert runner.steps == list(range(1, EPOCHS * STEPS + 1))
@@ -272,15 +305,47 @@ def test_an_interrupted_run_without_resume_starts_afresh(make, tmp_path):
     assert places(log(tmp_path)) == WHOLE_LOG
 
 
-def test_changed_settings_are_refused_and_nothing_is_lost(make, tmp_path):
-    interrupted(make, stop=6)
-    lines = log(tmp_path)
-    with pytest.raises(UserError, match="interrupted run of other settings") as caught:
-        make(resume=True, settings="others")
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(("stop", "kind"), [(6, "an interrupted"), (None, "a finished")])
+def test_changed_settings_are_refused_and_nothing_is_lost(make, tmp_path, resume, stop, kind):
+    if stop is None:
+        train(make())
+    else:
+        interrupted(make, stop=stop)
+    kept, lines, state = work(tmp_path), log(tmp_path), (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(UserError, match=rf"{kind} run of other settings; .* OVERWRITE=1") as caught:
+        make(resume=resume, settings="others")
     assert str(tmp_path / "run") in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-    assert work(tmp_path) == ["epoch_1.pth"]
+    assert work(tmp_path) == kept != []
     assert log(tmp_path) == lines
+    assert (tmp_path / "run" / "run.json").read_text() == state
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"fin'])
+def test_checkpoints_whose_settings_are_not_known_are_not_deleted(make, tmp_path, content):
+    interrupted(make, stop=6)
+    state = tmp_path / "run" / "run.json"
+    state.unlink() if content is None else state.write_text(content)
+    with pytest.raises(UserError, match="run of other settings"):
+        make()
+    assert work(tmp_path) == ["epoch_1.pth"]
+
+
+def test_a_run_of_other_settings_is_overwritten_where_that_is_asked_for(make, tmp_path):
+    train(make())
+    runner = make(resume=True, overwrite=True, settings="others")
+    assert work(tmp_path) == []
+    train(runner)
+    assert runner.steps[0] == 1
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state == {"config_sha256": "others", "finished": True}
+    assert make(resume=True, overwrite=True, settings="others").cfg.load_from  # which are now those of the run
+
+
+def test_what_a_run_left_that_stopped_before_its_first_checkpoint_is_in_nobodys_way(make):
+    interrupted(make, stop=2)
+    make(settings="others")
 
 
 def test_a_model_that_does_not_fit_the_resume_file_is_refused(make):
@@ -342,6 +407,17 @@ def test_code_in_a_resume_file_does_not_run(make, tmp_path):
     assert not mark.exists()
     assert len(str(caught.value).splitlines()) == 1
     assert f"cannot resume from {path}" in str(caught.value)
+
+
+def test_a_flipped_bit_in_a_resume_file_is_found(make, tmp_path):
+    interrupted(make, stop=6)
+    path = tmp_path / "run" / "epoch_1.pth"
+    weight = read_resume_file(path)["state_dict"]["layer.weight"]
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"cannot resume from {path} \(damaged\); delete it"):
+        train(make(resume=True))
 
 
 def test_a_truncated_resume_file_is_one_line(make, tmp_path):
@@ -451,6 +527,29 @@ def test_set_run_keeps_other_settings_of_randomness():
     set_run(config, work_dir=Path("w"), seed=5, launcher="pytorch")
     assert config.randomness == {"deterministic": True, "seed": 5}
     assert (config.work_dir, config.launcher) == ("w", "pytorch")
+
+
+def test_every_process_of_every_seed_has_a_stream_of_its_own():
+    pairs = [(seed, rank) for seed in (*range(40), 2**32 - 1) for rank in range(40)]
+    seeds = [engine.seed_of_rank(*pair) for pair in pairs]
+    assert len(set(seeds)) == len(pairs)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    first = {pair: seed for pair, seed in zip(pairs, seeds, strict=True) if pair in [(0, 0), (0, 1), (1, 0)]}
+    assert first == {  # in every version of Python and NumPy
+        (0, 0): 7896617691693857887,
+        (0, 1): 2918264622725855778,
+        (1, 0): 3717377837946358015,
+    }
+
+
+def test_a_process_draws_from_its_own_stream(monkeypatch):
+    monkeypatch.setattr(engine, "MMDistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(engine, "get_device", lambda: "cpu")
+    runner = object.__new__(engine.Runner)
+    runner.cfg, runner._distributed, runner._world_size = Config(), True, 2
+    for runner._seed, runner._rank in ((0, 0), (0, 1), (1, 0)):
+        runner.wrap_model(None, nn.Linear(1, 1))
+        assert torch.initial_seed() == engine.seed_of_rank(runner._seed, runner._rank)
 
 
 def test_an_interrupted_run_s_bar_is_closed_before_the_last_line(make, capfd):

@@ -3,14 +3,28 @@
 import errno
 import hashlib
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
+import zipfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import atomic_path, atomic_write, sha256_of_file, sha256_of_text, write_json
+from common.cli import UserError
+from common.files import (
+    atomic_path,
+    atomic_write,
+    is_whole_zip,
+    only_here,
+    set_aside,
+    sha256_of_file,
+    sha256_of_text,
+    write_json,
+)
 
 
 def test_a_file_appears_with_its_content_in_a_new_folder(tmp_path):
@@ -118,3 +132,70 @@ def test_sha256_of_text_knows_where_parts_end(parts):
     assert sha256_of_text(*parts) == sha256_of_text(*parts)
     assert sha256_of_text(*parts) != sha256_of_text(*joined)
     assert sha256_of_text(*parts) != sha256_of_text(*parts, "")
+
+
+def test_files_set_aside_do_not_replace_each_other(tmp_path):
+    path = tmp_path / "a.json"
+    for text in "12":
+        path.write_text(text)
+        set_aside(path)
+    assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [
+        ("a.json.replaced-1", "1"),
+        ("a.json.replaced-2", "2"),
+    ]
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from common.files import only_here
+with only_here(Path(sys.argv[1])):
+    if os.fork():  # a worker of the holder's, which may outlive it
+        print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_process_s_until_it_is_killed_though_its_children_live_on(tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(
+                UserError, match=rf"^{tmp_path}: another process \({holder.pid} on .*\) is at this run; wait"
+            ),
+            only_here(tmp_path),
+        ):
+            raise AssertionError
+        holder.kill()
+        holder.wait()
+        with only_here(tmp_path):
+            os.killpg(holder.pid, 0)  # the child is there
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+    with only_here(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, number):
+    def lockf(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with only_here(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+
+
+def test_a_zip_is_whole_if_every_checksum_holds(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as content:
+        content.writestr("a", b"tensor")
+    assert is_whole_zip(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"tensor", b"tensos"))
+    assert not is_whole_zip(path)
+    path.write_bytes(whole[:-1])
+    assert not is_whole_zip(path)
+    assert not is_whole_zip(tmp_path / "none.pth")

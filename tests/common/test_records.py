@@ -225,6 +225,39 @@ def test_a_run_is_done_again_for(tmp_path, subject, cause):
     assert start_run(key, subject, config_sha256=sha, results=tmp_path, products=[product]) is not None
 
 
+@pytest.mark.parametrize("cause", ["checkpoint", "settings"])
+def test_a_record_of_other_settings_is_refused_or_replaced_with_a_word_and_kept(tmp_path, subject, capsys, cause):
+    start = {"config_sha256": "bb", "results": tmp_path / "results"}
+    path = finish(start_run(KEY, subject, **start), tmp_path / "results")
+    before = path.read_text()
+    if cause == "checkpoint":
+        subject.path.write_bytes(b"other weights")
+    else:
+        start["config_sha256"] = "other"
+    with pytest.raises(UserError, match=rf"^{path} is the record of another .*; add OVERWRITE=1 \(--overwrite\) to"):
+        start_run(KEY, subject, **start, overwrite=False)
+    run = start_run(KEY, subject, **start)
+    assert path.read_text() == before
+    finish(run, tmp_path / "results", accuracy=1.0)
+    kept = path.with_name(f"{path.name}.replaced-1")
+    assert capsys.readouterr().out == f"replacing a record of other settings, which is kept: {kept}\n"
+    assert kept.read_text() == before
+    assert [record["metrics"] for record in read_records(tmp_path / "results", "demo")] == [{"accuracy": 1.0}]
+
+
+def test_a_record_of_the_same_settings_is_replaced_and_one_that_was_damaged_meanwhile_does_not_stop_a_run(
+    tmp_path, subject
+):
+    run = start_run(KEY, subject, config_sha256="bb", results=tmp_path)
+    path = finish(run, tmp_path)
+    finish(run, tmp_path, accuracy=1.0)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    path.write_text("{")
+    finish(run, tmp_path, accuracy=2.0)
+    assert read_record(path)["metrics"] == {"accuracy": 2.0}
+    assert path.with_name(f"{path.name}.replaced-1").read_text() == "{"
+
+
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(UserError, match=r"gone\.pth is missing; make it with `make pretrain METHOD=byol`$"):
         start_run(

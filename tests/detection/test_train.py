@@ -12,6 +12,7 @@ import torch
 from common import embedded, engine
 from common.cli import UserError
 from common.records import read_record
+from detection import predictions
 from detection.train import main, register
 from tests.dense import Place
 from tests.detection.layouts import write_coco, write_voc
@@ -246,6 +247,111 @@ def test_the_final_weights_serve_mmdets_own_interface(place: Place) -> None:
     found = inference_detector(model, str(place.data / saved["images"][0]["path"])).pred_instances
     kept = found[found.scores >= saved["score"]]
     assert len(kept) == len(saved["images"][0]["detections"])
+
+
+def files_of(place: Place) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for part in ("results", "runs") for p in (place.root / part).rglob("*") if p.is_file()}
+
+
+def test_a_dry_run_of_other_settings_does_not_touch_a_finished_run(place: Place) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    results = place.run(main, *subject, arch=None, options=SMALL)
+    before = files_of(place)
+    dry = (*SMALL, "train_cfg.max_iters=1")
+    with pytest.raises(UserError, match=r"voc-seed0\.json is the record of .* other settings; add OVERWRITE=1"):
+        place.run(main, *subject, arch=None, options=dry)
+    record = results / "demo/detection/tiny/voc-seed0.json"
+    record.unlink()
+    with pytest.raises(UserError, match=r"detection-voc/tiny-seed0 holds a finished run of other settings"):
+        place.run(main, *subject, arch=None, options=dry)
+    assert files_of(place) == {path: content for path, content in before.items() if path != record}
+    record.write_bytes(before[record])
+    place.run(main, *subject, "--overwrite", arch=None, options=dry)
+    assert read_record(record)["protocol"]["iterations"] == 1
+    assert record.with_name("voc-seed0.json.replaced-1").read_bytes() == before[record]
+
+
+def no_training(self) -> None:
+    raise AssertionError("it trains")
+
+
+def test_what_a_finished_run_has_lost_is_made_again_without_training(place: Place, monkeypatch) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny", "--resume")
+    options = (*SMALL, "default_hooks.progress.interval=1")
+    results = place.run(main, *subject, arch=None, options=options)
+    monkeypatch.setattr(engine.Runner, "train", no_training)
+    save, tested = predictions.save, []
+    monkeypatch.setattr(
+        predictions, "save", lambda runner, data: (tested.append(runner.model.state_dict()), save(runner, data))
+    )
+    path = results / "demo/detection/tiny/voc-seed0.json"
+    work_dir = place.root / "runs/demo/detection-voc/tiny-seed0"
+    kept = {work_dir / name for name in ("final.pth", "iter_2.pth", "log.jsonl", "run.json")}
+    kept = {file: file.read_bytes() for file in kept}
+    record, drawn = read_record(path), (work_dir / "predictions.json").read_text()
+    path.unlink()
+    (work_dir / "predictions.json").unlink()
+    place.run(main, *subject, arch=None, options=options)
+    weights = torch.load(work_dir / "final.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, tested[0][key]) for key, value in weights.items())
+    for part in ("metrics", "details", "protocol"):
+        assert read_record(path)[part] == record[part]
+    assert (work_dir / "predictions.json").read_text() == drawn
+    path.unlink()
+    (work_dir / "run.json").unlink()
+    place.run(main, *subject, "--test-only", arch=None, options=options)
+    assert read_record(path)["metrics"] == record["metrics"]
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
+def test_other_settings_of_the_test_are_tested_without_training(place: Place, monkeypatch) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    with pytest.raises(UserError, match=r"no .*tiny-seed0/final\.pth of these settings to test; leave --test-only out"):
+        place.run(main, *subject, "--test-only", arch=None, options=SMALL)
+    results = place.run(main, *subject, arch=None, options=SMALL)
+    monkeypatch.setattr(engine.Runner, "train", no_training)
+    path = results / "demo/detection/tiny/voc-seed0.json"
+    first = path.read_bytes()
+    options = (*SMALL, "test_dataloader.dataset.pipeline.1.scale=(96,96)")
+    place.run(main, *subject, "--overwrite", arch=None, options=options)
+    assert path.with_name("voc-seed0.json.replaced-1").read_bytes() == first
+    assert path.read_bytes() != first
+    place.run(main, *subject, "--test-only", arch=None, options=options)
+    path.unlink()
+    with pytest.raises(UserError, match=r"no .*final\.pth of these settings to test"):
+        place.run(main, *subject, "--test-only", arch=None, options=(*options, "train_cfg.max_iters=1"))
+
+
+def test_a_data_set_outside_data_and_a_record_before_the_extras(place: Place, tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "elsewhere" / "VOCdevkit"
+    shutil.copytree(place.data / "demo" / "VOCdevkit", root)
+    options = (*SMALL, *(f"{split}_dataloader.dataset.data_root={root}" for split in ("train", "test")))
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "save", lambda runner, data: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.run(main, *subject, arch=None, options=options)
+    assert read_record(tmp_path / "results/demo/detection/tiny/voc-seed0.json")
+    monkeypatch.setattr(engine.Runner, "train", no_training)
+    place.run(main, *subject, arch=None, options=options)
+    saved = json.loads((tmp_path / "runs/demo/detection-voc/tiny-seed0/predictions.json").read_text())
+    assert [Path(one["path"]).parent for one in saved["images"]] == [root / "VOC2007" / "JPEGImages"] * 4
+
+
+def test_final_weights_that_are_damaged_are_made_again_from_the_last_step(place: Place) -> None:
+    subject = (f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    options = (*SMALL, "default_hooks.progress.interval=1")
+    results = place.run(main, *subject, arch=None, options=options)
+    path, record = place.root / "runs/demo/detection-voc/tiny-seed0/final.pth", results.rglob("voc-seed0.json")
+    next(record).unlink()
+    whole, log = torch.load(path, weights_only=True)["state_dict"], path.with_name("log.jsonl").read_text()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    place.run(main, *subject, arch=None, options=options)
+    again = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    assert path.with_name("log.jsonl").read_text() == log
 
 
 def test_annotations_are_checked_before_training(place: Place, tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def test_views_of_the_device_are_settings_of_a_run(space, capsys):
     assert "already done" in capsys.readouterr().out
     run_train(method="byol_gsg", options=("train_cfg.max_epochs=1", "device_views=True"))  # the flag's config option
     assert "already done" in capsys.readouterr().out
-    run_train(method="byol_gsg", options=("train_cfg.max_epochs=1",))
+    run_train("--overwrite", method="byol_gsg", options=("train_cfg.max_epochs=1",))
     assert "exported" in capsys.readouterr().out
 
 

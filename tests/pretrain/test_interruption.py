@@ -152,6 +152,20 @@ def test_two_processes_stop_after_the_same_step_and_one_can_go_on(space):
     assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["epochs"] == 40
 
 
+def test_of_two_equal_runs_at_once_one_is_refused_and_the_other_is_whole(space):
+    first = start(space=space, options=("train_cfg.max_epochs=40",))
+    wait_for(lambda: (space / "runs/demo/pretrain/simsiam/log.jsonl").is_file(), first)
+    second = start("--resume", space=space, options=("train_cfg.max_epochs=40",))
+    _, errors = second.communicate(timeout=90)
+    assert first.poll() is None
+    assert second.returncode == 1
+    folder = "runs/demo/pretrain/simsiam"
+    assert errors.startswith(f"error: {folder}: another process ({first.pid} on ")
+    assert len(errors.splitlines()) == 1
+    assert first.wait(90) == 0
+    assert [line["step"] for line in log(space) if "epoch" not in line] == list(range(1, 121))
+
+
 def test_a_second_ctrl_c_stops_at_once(space, monkeypatch):
     original = methods.SimSiam.loss
 

@@ -331,7 +331,7 @@ def test_deterministic_is_a_setting_of_its_own_and_asks_cublas_for_it(space, mon
     run_train()
     remove_export(space)
     try:
-        runner = runner_of(monkeypatch, "--deterministic", options=("env_cfg.cudnn_benchmark=True",))
+        runner = runner_of(monkeypatch, "--deterministic", "--overwrite", options=("env_cfg.cudnn_benchmark=True",))
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.benchmark

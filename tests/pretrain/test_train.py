@@ -257,6 +257,86 @@ def test_a_wrong_setting_loses_nothing_of_the_run_before(space):
     assert sorted((space / "runs/demo/pretrain/simsiam").glob("iter_*.pth")) == before
 
 
+@pytest.mark.parametrize("lost", ["all", "file", "json", "bit"])
+def test_an_export_that_was_lost_is_made_again_from_the_finished_run_to_the_same_bytes(space, monkeypatch, lost):
+    run_train(method="byol_gsg")
+    path, before = space / "checkpoints/demo/byol_gsg.pth", files_of(space)
+    if lost == "bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    if lost in ("all", "file"):
+        path.unlink()
+    if lost in ("all", "json"):
+        path.with_suffix(".json").unlink()
+    monkeypatch.setattr("pretrain.methods.BYOL.loss", None)
+    monkeypatch.setattr("pretrain.export.git_state", lambda: ("another", False))
+    run_train("--resume", method="byol_gsg")
+    after = files_of(space)
+    compared = [p for p in before if p.suffix in (".pth", ".json")]
+    assert {p.name for p in compared} >= {"iter_6.pth", "run.json", "byol_gsg.pth", "byol_gsg.json"}
+    assert [p for p in compared if after[p] != before[p]] == []
+    if lost == "json":  # nothing says what that file was
+        assert after[path.with_name("byol_gsg.pth.replaced-1")] == before[path]
+
+
+def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch):
+    run_train(options=("train_cfg.max_epochs=1",))
+    command = ["--method", "simsiam", "--data-root", "data", "--resume", "--cfg-options", "train_cfg.max_epochs=2"]
+    linear.main(command)
+    path = space / "results/demo/linear/simsiam/data-seed0.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    monkeypatch.setattr("common.steps.take_step", None)
+    monkeypatch.setattr("pretrain.loop.take_step", None)
+    linear.main(command)
+    assert json.loads(path.read_text())["metrics"] == metrics
+
+
+def files_of(space):
+    return {p: p.read_bytes() for part in ("runs", "checkpoints", "results") for p in (space / part).rglob("*.*")}
+
+
+def test_a_dry_run_of_other_settings_does_not_touch_a_finished_one(space, capsys):
+    run_train()
+    before = files_of(space)
+    with pytest.raises(
+        UserError, match=r"checkpoints/demo/simsiam\.pth is an export of other settings; add OVERWRITE=1"
+    ):
+        run_train(options=("train_cfg.max_epochs=1",))
+    remove_export(space)
+    with pytest.raises(UserError, match=r"pretrain/simsiam holds a finished run of other settings; .*OVERWRITE=1"):
+        run_train(options=("train_cfg.max_epochs=1",))
+    assert files_of(space) == {path: content for path, content in before.items() if "checkpoints" not in path.parts}
+    run_train("--resume")  # the run is still there to be exported
+    capsys.readouterr()
+    run_train("--overwrite", options=("train_cfg.max_epochs=1",))
+    kept = "checkpoints/demo/simsiam.pth.replaced-1"
+    assert f"replacing an export of other settings, which is kept: {kept}" in capsys.readouterr().out
+    weights = torch.load(space / kept, weights_only=True)["state_dict"]
+    new = load_checkpoint(space / "checkpoints/demo/simsiam.pth")
+    assert any(not torch.equal(value, new.state_dict[key]) for key, value in weights.items())
+    assert new.meta["epochs"] == 1
+
+
+def test_a_dry_run_of_linear_does_not_touch_a_finished_one(space):
+    run_train(options=("train_cfg.max_epochs=1",))
+
+    def run_linear(*extra, epochs):
+        command = ["--method", "simsiam", "--data-root", "data", *extra]
+        linear.main([*command, "--cfg-options", f"train_cfg.max_epochs={epochs}"])
+
+    run_linear(epochs=2)
+    before = files_of(space)
+    path = space / "results/demo/linear/simsiam/data-seed0.json"
+    with pytest.raises(UserError, match=r"data-seed0\.json is the record of .*other settings; add OVERWRITE=1"):
+        run_linear(epochs=1)
+    assert files_of(space) == before
+    run_linear("--overwrite", epochs=1)
+    assert json.loads(path.read_text())["protocol"]["epochs"] == 1
+    assert path.with_name("data-seed0.json.replaced-1").read_bytes() == before[path]
+
+
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):
     path = space / "data" / "train" / "b" / "3.png"
     path.write_bytes(path.read_bytes()[:300])

@@ -157,6 +157,31 @@ def test_the_papers_settings_from_data_to_figure(small_ade20k: Path, tmp_path: P
     assert {line["lr"] for line in log} == {0.02}
 
 
+def test_one_scale_is_tested_without_training_again_and_several_after_one(
+    small_ade20k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(small_ade20k, tmp_path)
+    scales = "[(160,48),(160,60)]"
+    options = (*SMALL, "train_cfg.max_iters=1", f"train_dataloader.batch_sampler.scales={scales}")
+    several = (*options, f"test_dataloader.dataset.pipeline.2.scales={scales}")
+    one = (*options, "test_dataloader.dataset.pipeline.2.scales=[(160,72)]")
+    subject = ("--profile=imagenet", f"--checkpoint={place.checkpoint('resnet18')}", "--name=tiny")
+    place.run(main, *subject, arch=None, options=several)
+    monkeypatch.setattr(engine.Runner, "train", None)
+    folder = tmp_path / "runs/imagenet/segmentation-ade20k/tiny-seed0"
+    before = {file: file.read_bytes() for file in folder.glob("*.*")}
+    place.run(main, *subject, "--single-scale", arch=None, options=one)
+    record = read_record(tmp_path / "results/imagenet/segmentation/tiny/ade20k-single-scale-seed0.json")
+    assert record["protocol"]["test_scales"] == [[160, 72]]
+    copy = tmp_path / "runs/imagenet/segmentation-ade20k-single-scale/tiny-seed0"
+    assert (copy / "final.pth").read_bytes() == before[folder / "final.pth"]
+    assert {file: file.read_bytes() for file in folder.glob("*.*")} == before
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "results")
+    place.run(main, *subject, arch=None, options=several)
+    assert (folder / "final.pth").read_bytes() == before[folder / "final.pth"]
+
+
 def test_a_cifar_backbone_is_refused(place: Place) -> None:
     with pytest.raises(UserError, match="resnet18_cifar cannot serve a dense task"):
         place.run(main, arch="resnet18_cifar")
