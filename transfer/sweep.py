@@ -54,9 +54,9 @@ NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged 
 # Everything here that a result depends on besides its data: part of a record's config_sha256.
 SETTINGS = (
     f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n or {BALANCE} of "
-    f"the penalty's gradient, checked to {FAR} of the residuals', features minus their mean, by the power of {UNIT} that "
-    f"brings their median deviation next to {TYPICAL}, above {UNEVEN} times that by the solver that scales each, float32, "
-    "from strong to weak decay (multi-label: each class), "
+    f"the penalty's gradient, checked to {FAR} of the residuals', features minus their mean, by the power of {UNIT} "
+    f"next to their median deviation over {TYPICAL}, beyond {UNEVEN} times the median by a solver that scales each, "
+    "float32, from strong to weak decay (multi-label: each class), "
     "first-order start, then from where the last two fits point to, highest validation metric (ties: larger C), "
     "refit on train + val from the chosen or the last close fit on"
 )
