@@ -47,15 +47,20 @@ class VOCAP(GatheredMetric):
     default_prefix = "voc"
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep the objects and detections of a batch."""
+        """Keep the objects and detections of a batch, objects in the order of the file if `gt_ignore_flags` tells it.
+
+        Of objects that a detection overlaps equally, detectron2 takes the first of the file, difficult or not.
+        """
         for sample in data_samples:
             truth, ignored, found = sample["gt_instances"], sample["ignored_instances"], sample["pred_instances"]
             counts = len(truth["labels"]), len(ignored["labels"])
+            difficult = np.asarray(sample.get("gt_ignore_flags", np.repeat([False, True], counts)), dtype=bool)
+            order = np.argsort(np.argsort(difficult, kind="stable"))  # among those not difficult, then the difficult
             self.results.append(
                 Image(
-                    np.concatenate([_array(part["bboxes"]) for part in (truth, ignored)]),
-                    np.concatenate([_array(part["labels"]) for part in (truth, ignored)]),
-                    np.repeat([False, True], counts),
+                    np.concatenate([_array(part["bboxes"]) for part in (truth, ignored)])[order],
+                    np.concatenate([_array(part["labels"]) for part in (truth, ignored)])[order],
+                    difficult,
                     _array(found["bboxes"]),
                     _array(found["labels"]),
                     _array(found["scores"]),
