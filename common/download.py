@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.cli import UserError, make_data
+from common.preflight import read_list
 
 EMBEDDED = ("digits", "scenes")
 TIMEOUT = 60  # seconds without a byte
@@ -299,7 +300,7 @@ def _check_voc2012(name: str, data: Path) -> None:
     listed = folder / "ImageSets" / "Main" / "trainval.txt"
     if not listed.is_file():
         raise UserError(f"data set file {listed} is missing; {make_data(name, data, folder)}")
-    images = listed.read_text(encoding="utf-8").split()
+    images = read_list(listed)
     for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         there = {path.stem for path in (folder / kind).glob(f"*.{ending}")}
         found = sum(image in there for image in images)

@@ -7,6 +7,8 @@ import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 
+from detection.annotations import CocoFile
+
 IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
 PER_CLASS = "AP_per_class/"  # begins the keys of the classes' AP
 
@@ -148,9 +150,7 @@ class COCOAP(GatheredMetric):
 
     def __init__(self, ann_file: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        from pycocotools.coco import COCO
-
-        self.truth = COCO(ann_file)
+        self.truth = CocoFile(ann_file)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the detections of a batch: image, boxes (m, 4), class indices and scores."""

@@ -221,6 +221,18 @@ def coco_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_object_of_any_number_is_found(coco_file: Path, number: int) -> None:
+    """To pycocotools, 0 is none."""
+    content = json.loads(coco_file.read_text())
+    content["annotations"][0]["id"] = number
+    coco_file.write_text(json.dumps(content))
+    metric = COCOAP(ann_file=str(coco_file))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process(None, [sample(image([], [(0, (10, 10, 30, 30), 0.9)]), 7)])
+    assert metric.evaluate(1)["coco/AP"] == pytest.approx(100)
+
+
 @pytest.mark.parametrize(
     ("detections", "ap", "ap50", "ap75"),
     [
