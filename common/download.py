@@ -6,9 +6,11 @@ aside and appear under their name only when whole. Addresses and checksums are t
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.error
 import urllib.request
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.cli import UserError, make_data
+from common.preflight import read_list
 
 EMBEDDED = ("digits", "scenes")
 TIMEOUT = 60  # seconds without a byte
@@ -220,7 +223,17 @@ def _verify(path: Path, md5: str, origin: str | None = None) -> None:
 
 @contextmanager
 def _unpacking(archive: Path) -> Iterator[None]:
-    """Turn what the extractors raise on a bad archive or a full disk into a UserError naming it."""
+    """Turn what the extractors raise on a bad archive or a full disk into a UserError naming it.
+
+    Meanwhile every tar archive, those that torchvision opens too, unpacks plain files and folders below its target
+    alone. (zipfile keeps to that by itself.)
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(
+            f"Python {platform.python_version()} cannot unpack archives safely; update it to 3.11.4 or later"
+        )
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(_plain)
     try:
         yield
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have errors of their own
@@ -228,6 +241,17 @@ def _unpacking(archive: Path) -> Iterator[None]:
             raise UserError(f"cannot unpack {archive} ({error.strerror}); make room and try again") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked ({reason}); delete it and run the same command again") from None
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
+def _plain(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+    """Pass a member on as tarfile's filter "data" does, but refuse links, which no data set has."""
+    if member.issym() or member.islnk():
+        raise tarfile.FilterError(f"{member.name!r} is a link")
+    if member.name.startswith(("/", os.sep)):
+        raise tarfile.FilterError(f"{member.name!r} is an absolute path")
+    return tarfile.data_filter(member, target)
 
 
 def _unpack(archive: Path, into: Path, inner: str | None = None) -> None:
@@ -299,7 +323,7 @@ def _check_voc2012(name: str, data: Path) -> None:
     listed = folder / "ImageSets" / "Main" / "trainval.txt"
     if not listed.is_file():
         raise UserError(f"data set file {listed} is missing; {make_data(name, data, folder)}")
-    images = listed.read_text(encoding="utf-8").split()
+    images = read_list(listed)
     for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         there = {path.stem for path in (folder / kind).glob(f"*.{ending}")}
         found = sum(image in there for image in images)

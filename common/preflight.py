@@ -1,6 +1,8 @@
 """The check of a whole data set before hours of training, done once: its outcome is kept under `runs/checked/`."""
 
+import codecs
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,9 +67,51 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size
     except FileNotFoundError:
         raise UserError(f"image {path} is missing; restore the data set") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
-        raise UserError(f"image {path} is truncated or corrupt ({reason}); restore it") from None
+    except Exception as error:  # Pillow's readers raise much besides OSError
+        raise _broken(path, error) from None
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image that decodes to its end. Raises UserError naming one that does not."""
+    size = image_size(path)
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
+            image.load()
+    except Exception as error:  # Pillow's decoders raise much besides OSError
+        raise _broken(path, error) from None
+    return size
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return UserError(f"image {path} is too large ({reason}); reduce or remove it")
+    return UserError(f"image {path} is truncated or corrupt ({reason}); restore it")
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the names in a list of images, one per line; blank lines and blanks around a name do not count.
+
+    Text is UTF-8, with a byte order mark or without, or UTF-16 with one. Raises UserError naming a list that is
+    missing, no such text, empty, or that has a name twice or one that is not a file's.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"list {path} is missing; restore the data set") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"list {path} is not text in UTF-8 ({error.reason}); restore the data set") from None
+    names = [name for line in text.splitlines() if (name := line.strip())]
+    if not names:
+        raise UserError(f"{path} lists no image; restore the data set")
+    for name, count in Counter(names).items():
+        if not name.isprintable() or "/" in name:
+            raise UserError(f"list {path} names {name!r}, which is no image's name; restore the data set")
+        if count > 1:
+            raise UserError(f"list {path} names {name} {count} times; leave one")
+    return names
 
 
 def read_json(path: Path) -> dict:

@@ -1,19 +1,23 @@
 """What VOC's and COCO's annotation files say, and the check of a whole data set before training starts."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from mmdet.datasets.api_wrappers import COCO
 from mmengine.config import ConfigDict
 
 from common.cli import UserError
-from common.preflight import check_once, image_size, read_json
+from common.preflight import check_once, decoded_size, read_json, read_list
 
 # Two empty boxes of the published instances_train2017.json (cocodataset/cocoapi, issue 355), by image. They are
 # left out of training, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
+CHECK = "images decoded"  # what the check asks for besides; another word when it asks for more
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
@@ -87,26 +91,28 @@ def check(dataset: ConfigDict, cache: Path) -> None:
 
 
 def _check_voc(folder: Path, listed: Path, classes: Sequence[str], cache: Path) -> None:
-    names = listed.read_text(encoding="utf-8").split()
-    if not names:
-        raise UserError(f"{listed} lists no image; restore the data set")
+    names = read_list(listed)
     pairs = [(folder / "JPEGImages" / f"{name}.jpg", folder / "Annotations" / f"{name}.xml") for name in names]
-    check_once(
+    objects = check_once(
         f"{folder.name}-{listed.stem}",
         lambda: pairs,
         lambda pair: _check_voc_image(*pair, classes),
         files=[listed, *(file for pair in pairs for file in pair)],
-        settings=" ".join(classes),
+        settings=" ".join((CHECK, *classes)),
         cache=cache,
     )
+    if not any(objects):
+        raise UserError(f"no image of {listed} has an object; restore the data set")
 
 
-def _check_voc_image(image: Path, xml: Path, classes: Sequence[str]) -> None:
+def _check_voc_image(image: Path, xml: Path, classes: Sequence[str]) -> int:
+    """Return the number of objects."""
     annotation = read_voc(xml, classes)
     size = _check_size(image, (annotation.width, annotation.height), xml)
     for thing in annotation.objects:
         x0, y0, x1, y1 = thing.box
         check_box(f"annotation {xml}", (x0 - 1, y0 - 1, x1, y1), size)
+    return len(annotation.objects)
 
 
 def _check_coco(folder: Path, path: Path, classes: Sequence[str], cache: Path) -> None:
@@ -115,18 +121,37 @@ def _check_coco(folder: Path, path: Path, classes: Sequence[str], cache: Path) -
         lambda: _read_coco(path, classes),
         lambda item: _check_coco_image(folder, path, *item),
         files=[path, *sorted(folder.iterdir())],
-        settings=" ".join(classes),
+        settings=" ".join((CHECK, *classes)),
         cache=cache,
     )
+
+
+class CocoFile(COCO):
+    """mmdet's COCO, of a file that need not say `area` (then that of the box) nor `iscrowd` (then no crowd).
+
+    Objects are numbered from 1: pycocotools takes one of number 0 that was found for one that was not.
+    """
+
+    def createIndex(self) -> None:  # noqa: N802  (pycocotools's name)
+        """Complete the objects, then index them."""
+        for number, thing in enumerate(self.dataset["annotations"], 1):
+            thing["id"] = number
+            thing["iscrowd"] = int(thing.get("iscrowd") or 0)
+            if thing.get("area") is None:
+                thing["area"] = thing["bbox"][2] * thing["bbox"][3]
+        super().createIndex()
 
 
 def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Return each image with its objects. Raises UserError for a file that is no COCO file of these classes."""
     content = read_json(path)
     try:
+        for kind, key in (("categories", "id"), ("categories", "name"), ("images", "id"), ("annotations", "id")):
+            _check_unique(path, kind, key, [entry[key] for entry in content[kind]])
         names = {category["id"]: category["name"] for category in content["categories"]}
         images = {image["id"]: (image, list[dict[str, Any]]()) for image in content["images"]}
         for thing in content["annotations"]:
+            _check_thing(thing)
             where = f"annotation {path}: object {thing['id']}"
             if thing["image_id"] not in images:
                 raise UserError(f"{where} is of image {thing['image_id']}, which is not listed; restore the file")
@@ -135,8 +160,8 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
                     f"{where} is of unknown class {thing['category_id']}; known: {', '.join(names.values())}"
                 )
             images[thing["image_id"]][1].append(thing)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"annotation {path} is not in COCO's format ({error!r}); restore it") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _no_coco(path, error) from None
     for name in names.values():
         if name not in classes:
             raise UserError(f"annotation {path}: unknown class '{name}'; known: {', '.join(classes)}")
@@ -151,16 +176,42 @@ def _check_coco_image(folder: Path, path: Path, image: dict[str, Any], things: l
     try:
         size = _check_size(folder / image["file_name"], (image["width"], image["height"]), path)
         for thing in things:
-            x, y, w, h = map(float, thing["bbox"])
+            x, y, w, h = thing["bbox"]
             if not (image["id"] in PUBLISHED_EMPTY and h == 0):
                 where = f"annotation {path}: object {thing['id']} of {image['file_name']}"
                 check_box(where, (x, y, x + w, y + h), size)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"annotation {path} is not in COCO's format ({error!r}); restore it") from None
+        raise _no_coco(path, error) from None
+
+
+def _no_coco(path: Path, error: Exception) -> UserError:
+    reason = str(error) if type(error) is ValueError else repr(error)
+    return UserError(f"annotation {path} is not in COCO's format ({reason}); restore it")
+
+
+def _check_unique(path: Path, kind: str, key: str, values: list[Any]) -> None:
+    if len(set(values)) < len(values):
+        value = next(value for value, count in Counter(values).items() if count > 1)
+        raise UserError(f"annotation {path}: {key} {value!r} occurs twice among its {kind}; correct the file")
+
+
+def _check_thing(thing: dict[str, Any]) -> None:
+    """Raise ValueError for an object whose box is of a wrong type, or its `area` or `iscrowd`, which may be absent."""
+    box, area, crowd = thing["bbox"], thing.get("area"), thing.get("iscrowd")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        raise ValueError(f"object {thing['id']}: bbox {box!r} is not four numbers")
+    if not (area is None or (_is_number(area) and area >= 0)):
+        raise ValueError(f"object {thing['id']}: area {area!r} is not a number of pixels")
+    if not (crowd is None or crowd in (0, 1)):
+        raise ValueError(f"object {thing['id']}: iscrowd {crowd!r} is neither 0 nor 1")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_size(image: Path, said: tuple[int, int], path: Path) -> tuple[int, int]:
-    size = image_size(image)
+    size = decoded_size(image)
     if size != said:
         raise UserError(f"annotation {path}: image {image} is {size} pixels, not {said}; restore the data set")
     return size

@@ -6,7 +6,8 @@ from typing import Any
 from mmdet.datasets import CocoDataset, VOCDataset
 from mmdet.registry import DATASETS
 
-from detection.annotations import read_voc
+from common.preflight import read_list
+from detection.annotations import CocoFile, read_voc
 
 EMPTY = 1e-5  # pixels: the default of detectron2/data/detection_utils.py, filter_empty_instances
 
@@ -26,6 +27,20 @@ class VOC(VOCDataset):
         super().__init__(**kwargs)
         # mmdet notes the year here, which keeps 2007 and 2012 from being concatenated.
         self._metainfo["dataset_type"] = None
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return mmdet's description of every image that the list names, in its order."""
+        self.cat2label = {word: label for label, word in enumerate(self._metainfo["classes"])}
+        return [
+            self.parse_data_info(
+                {
+                    "img_id": name,
+                    "file_name": f"{self.img_subdir}/{name}.jpg",
+                    "xml_path": f"{self.sub_data_root}/{self.ann_subdir}/{name}.xml",
+                }
+            )
+            for name in read_list(Path(self.ann_file))
+        ]
 
     def parse_data_info(self, img_info: dict[str, Any]) -> dict[str, Any]:
         """Return mmdet's description of one image from its XML file."""
@@ -59,6 +74,8 @@ class COCO(CocoDataset):
     mmdet leaves out; empty ones are not. Classes are told apart by their names, in whatever order the file has them.
     """
 
+    COCOAPI = CocoFile
+
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         """Return mmdet's description of one image."""
         image = raw_data_info["raw_img_info"]
@@ -71,8 +88,7 @@ class COCO(CocoDataset):
             box = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
             if box[2] - box[0] > EMPTY and box[3] - box[1] > EMPTY:
                 label = self.metainfo["classes"].index(names[annotation["category_id"]])
-                crowd = int(annotation.get("iscrowd", 0))
-                instances.append({"bbox": box, "bbox_label": label, "ignore_flag": crowd})
+                instances.append({"bbox": box, "bbox_label": label, "ignore_flag": annotation["iscrowd"]})
         return {
             "img_path": str(Path(self.data_prefix["img"]) / image["file_name"]),
             "img_id": image["img_id"],

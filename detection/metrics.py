@@ -7,6 +7,8 @@ import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 
+from detection.annotations import CocoFile
+
 IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
 PER_CLASS = "AP_per_class/"  # begins the keys of the classes' AP
 
@@ -47,15 +49,20 @@ class VOCAP(GatheredMetric):
     default_prefix = "voc"
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep the objects and detections of a batch."""
+        """Keep the objects and detections of a batch, objects in the order of the file if `gt_ignore_flags` tells it.
+
+        Of objects that a detection overlaps equally, detectron2 takes the first of the file, difficult or not.
+        """
         for sample in data_samples:
             truth, ignored, found = sample["gt_instances"], sample["ignored_instances"], sample["pred_instances"]
             counts = len(truth["labels"]), len(ignored["labels"])
+            difficult = np.asarray(sample.get("gt_ignore_flags", np.repeat([False, True], counts)), dtype=bool)
+            order = np.argsort(np.argsort(difficult, kind="stable"))  # among those not difficult, then the difficult
             self.results.append(
                 Image(
-                    np.concatenate([_array(part["bboxes"]) for part in (truth, ignored)]),
-                    np.concatenate([_array(part["labels"]) for part in (truth, ignored)]),
-                    np.repeat([False, True], counts),
+                    np.concatenate([_array(part["bboxes"]) for part in (truth, ignored)])[order],
+                    np.concatenate([_array(part["labels"]) for part in (truth, ignored)])[order],
+                    difficult,
                     _array(found["bboxes"]),
                     _array(found["labels"]),
                     _array(found["scores"]),
@@ -143,9 +150,7 @@ class COCOAP(GatheredMetric):
 
     def __init__(self, ann_file: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        from pycocotools.coco import COCO
-
-        self.truth = COCO(ann_file)
+        self.truth = CocoFile(ann_file)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keep the detections of a batch: image, boxes (m, 4), class indices and scores."""

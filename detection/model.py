@@ -1,7 +1,9 @@
-"""The parts of mmdet's Faster R-CNN that differ here: coordinates stay in float32, and no copy blocks."""
+"""The parts of mmdet's Faster R-CNN that differ here: coordinates in float32, anchors in padding, copies to a GPU."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from mmdet.models import DetDataPreprocessor, RPNHead, SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor
@@ -19,7 +21,15 @@ class Float32RPNHead(RPNHead):
     """mmdet's RPNHead, whose proposals are float32 in any precision of the network.
 
     mmdet makes the anchors in the type of the scores: in bfloat16 a corner at 1,333 pixels moves by up to 4.
+
+    The anchors in an image's padding, up to the size of the batch, are negatives like any other, as in detectron2;
+    mmdet leaves out those beyond the image's own multiple of 32.
     """
+
+    def get_anchors(self, *args: Any, **kwargs: Any) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Return the anchors (A, 4) of every image and level, and flags (A,) that all of them are valid."""
+        anchors, valid = super().get_anchors(*args, **kwargs)
+        return anchors, [[torch.ones_like(level) for level in image] for image in valid]
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the scores (N, A, H, W) and box deltas (N, 4 A, H, W) of a level in float32."""

@@ -4,11 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from common.cli import UserError
 from common.data import read_class_map
-from common.preflight import check_once, image_size
+from common.preflight import check_once, decoded_size
 
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
@@ -50,12 +48,6 @@ def check(dataset: "ConfigDict", cache: Path) -> dict[str, tuple[int, int]]:
 def check_pair(pair: tuple[Path, Path], classes: int) -> tuple[int, int]:
     """Return (width, height) of an image. Raises UserError naming what is wrong with it or its class map."""
     image, path = pair
-    width, height = image_size(image)
+    width, height = decoded_size(image)
     read_class_map(path, (height, width), classes)  # 0 is unlabelled, k is class k - 1
-    try:
-        with Image.open(image) as opened:
-            opened.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
-            opened.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {image} is truncated or corrupt ({error}); restore it") from None
     return width, height

@@ -21,13 +21,14 @@ class LogisticRegression:
     """scikit-learn's LogisticRegression(warm_start=True) for torch tensors, as far as `transfer.sweep` uses it.
 
     Minimises the summed cross-entropy + |coef_|^2 / (2 C) over `coef_` (K, D) and `intercept_` (K,), of one row for
-    two classes; it starts from these, and ends where no entry of the gradient of the mean is above `tol`. Products
-    with the features are in their precision (TF32 only where torch was told so), all else is in float64, so that a
-    search always resolves its step.
+    two classes; it starts from these, and ends where no entry of the gradient of the mean is above `tol`, one number
+    or one per feature and the intercept (D + 1,). Products with the features are in their precision (TF32 only where
+    torch was told so), all else is in float64, so that a search always resolves its step. Steps know the scale of
+    every feature, by the curvature that it has where all classes are as likely.
     """
 
     C: float
-    tol: float
+    tol: float | Tensor
     coef_: Tensor
     intercept_: Tensor
 
@@ -35,7 +36,7 @@ class LogisticRegression:
         self.max_iter = max_iter
         self.n_iter_ = [0]
 
-    def set_params(self, **values: float) -> "LogisticRegression":
+    def set_params(self, **values: float | Tensor) -> "LogisticRegression":
         """Set `C` or `tol`."""
         vars(self).update(values)
         return self
@@ -48,11 +49,11 @@ class LogisticRegression:
         weights = torch.cat((self.coef_, self.intercept_[:, None]), 1).double()
         problem = Problem(x, y, 1 / self.C, binary=len(weights) == 1)
         outputs, bound = problem.outputs(weights), self.tol * len(y)
-        gradient = problem.gradient(outputs, weights)
-        largest, pairs = float(gradient.abs().max()), deque[tuple[Tensor, Tensor, Tensor]](maxlen=HISTORY)
+        gradient, start = problem.gradient(outputs, weights), 1 / problem.first_curvature(len(weights)).flatten()
+        largest, pairs = float((gradient.abs() / bound).max()), deque[tuple[Tensor, Tensor, Tensor]](maxlen=HISTORY)
         number = 0
-        while not largest <= bound and number < self.max_iter:
-            direction = -inverse_curvature(gradient.flatten(), pairs).view_as(gradient)
+        while not largest <= 1 and number < self.max_iter:
+            direction = -inverse_curvature(gradient.flatten(), pairs, start).view_as(gradient)
             change = problem.outputs(direction)
             step = search(problem.along(outputs, change, weights, direction))
             if step is None:
@@ -61,12 +62,12 @@ class LogisticRegression:
             before, gradient = gradient, problem.gradient(outputs, weights)
             moved, bent = (step * direction).flatten(), (gradient - before).flatten()
             product = moved @ bent
-            largest, positive = torch.stack((gradient.abs().max(), product)).tolist()
+            largest, positive = torch.stack(((gradient.abs() / bound).max(), product)).tolist()
             if positive > 0:  # else it is rounding: the loss is convex
                 pairs.append((moved, bent, 1 / product))
             number += 1
         self.coef_, self.intercept_, self.n_iter_ = weights[:, :-1], weights[:, -1], [number]
-        return largest <= bound
+        return largest <= 1
 
 
 class Problem:
@@ -90,6 +91,14 @@ class Problem:
         residual = residual[:, 1:] if self._binary else residual
         of_weight = (residual.to(self._x.dtype).T @ self._x).double() + self._decay * weights[:, :-1]
         return torch.cat((of_weight, residual.sum(0)[:, None]), 1)
+
+    def first_curvature(self, rows: int) -> Tensor:
+        """Return the loss's second derivatives (rows, D + 1) by each weight where all classes are as likely."""
+        number = 2 if self._binary else rows
+        squares = torch.linalg.vector_norm(self._x, dim=0).double() ** 2
+        found = torch.cat((squares, squares.new_full((1,), len(self._x)))) * (number - 1) / number**2
+        found[:-1] += self._decay
+        return found.expand(rows, -1)
 
     def along(
         self, outputs: Tensor, change: Tensor, weights: Tensor, direction: Tensor
@@ -132,18 +141,22 @@ def search(at: Callable[[float], tuple[float, ...]]) -> float | None:
     return None
 
 
-def inverse_curvature(gradient: Tensor, pairs: MutableSequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def inverse_curvature(
+    gradient: Tensor, pairs: MutableSequence[tuple[Tensor, Tensor, Tensor]], start: Tensor | float = 1.0
+) -> Tensor:
     """Return the gradient (n,) times the inverse Hessian that the last steps suggest (Nocedal's two loops).
 
-    A pair holds a step (n,), the change of the gradient by it, and the inverse of their product.
+    A pair holds a step (n,), the change of the gradient by it, and the inverse of their product. `start` (n,) is the
+    inverse Hessian's diagonal before any step, up to a factor once there are steps.
     """
     found, factors = gradient, []
     for moved, bent, inverse in reversed(pairs):
         factors.append(inverse * (moved @ found))
         found = torch.addcmul(found, factors[-1], bent, value=-1)
+    found = found * start
     if pairs:
         _, bent, inverse = pairs[-1]
-        found = found / (inverse * (bent @ bent))
+        found = found / (inverse * (bent @ (bent * start)))
     for (moved, bent, inverse), factor in zip(pairs, reversed(factors), strict=True):
         found = torch.addcmul(found, factor - inverse * (bent @ found), moved)
     return found

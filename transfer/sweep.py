@@ -8,8 +8,12 @@ optimum as it is:
   conditioned (in float64 every fit then converges within 100 iterations, where upstream's often does not);
 - one path from strong to weak decay, where W is nearly linear in log(decay): a fit starts where the last two point
   to, the first from its first-order solution. Paths side by side over parts of the grid measure slower;
+- features divided by one power of 256, and the decay by its square: the optimum is the same, and the bounds of the
+  solver do not depend on the unit of the features;
 - float32, and an end where its losses no longer resolve a step: the gradient's largest entry is below BALANCE of
-  the penalty's. A fit whose line search fails all the same is made again in float64;
+  the penalty's. scikit-learn also ends a fit, without a warning, where the loss as rounded does not fall. `Path`
+  therefore computes the gradient itself, and makes a fit that is far from the optimum again in float64, by the
+  solver of `transfer.lbfgs` where one feature is much larger than another: it knows the scale of each;
 - BLAS threads in the products alone: SciPy's, in L-BFGS's own steps, would wait for NumPy's. The features exist once;
 - on a GPU the whole of L-BFGS there (`transfer.lbfgs`), to the same bounds.
 """
@@ -39,6 +43,10 @@ WEIGHT_DECAYS = tuple(float(w) for w in np.logspace(-6, 5, 45))
 MAX_ITER = 100  # scikit-learn's default, and upstream's
 TOL = 1e-4
 BALANCE = 0.02  # of the penalty's gradient: about what float32 losses resolve
+FAR = 0.02  # of the largest gradient that the residuals could have; float32 leaves about a tenth of that
+TYPICAL = 0.35  # a ResNet's features deviate by about as much from their mean
+UNEVEN = 16  # between the deviations of features: scikit-learn's solver takes all for equally large
+UNIT = 256.0  # a power of two: dividing by it rounds nothing
 SMALL_GAIN = 0.02  # of the mean loss, so small that the first-order solution is near the optimum
 CHUNK = 128  # rows read or scored at a time: a page that is touched brings its neighbours into memory
 NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged or diverged; pretrain again"
@@ -46,7 +54,9 @@ NOT_FINITE = "the features are not finite: the checkpoint's weights are damaged 
 # Everything here that a result depends on besides its data: part of a record's config_sha256.
 SETTINGS = (
     f"L-BFGS, weight decays {WEIGHT_DECAYS}, C = 1/wd (binary 2/wd), max_iter {MAX_ITER}, tol {TOL}/n or {BALANCE} of "
-    "the penalty's gradient, features minus their mean, float32, from strong to weak decay (multi-label: each class), "
+    f"the penalty's gradient, checked to {FAR} of the residuals', features minus their mean, by the power of {UNIT} "
+    f"next to their median deviation over {TYPICAL}, beyond {UNEVEN} times the median by a solver that scales each, "
+    "float32, from strong to weak decay (multi-label: each class), "
     "first-order start, then from where the last two fits point to, highest validation metric (ties: larger C), "
     "refit on train + val from the chosen or the last close fit on"
 )
@@ -93,7 +103,7 @@ class Outcome:
 
 @dataclass
 class Fit:
-    """A classifier: `weight` (K, D), `bias` (K,), the solver's `iterations`, and whether it `converged`.
+    """A classifier: `weight` (K, D), `bias` (K,), the solver's `iterations`, whether its gradient says `converged`.
 
     `close`: the bound on the gradient was BALANCE's. At weaker decays TOL is looser, and lets W depend on its start.
     """
@@ -138,14 +148,23 @@ def problems_of(y: np.ndarray) -> list[Problem]:
 
 
 class Path:
-    """Fits of one problem, each from those before: labels `y` (N,), `binary` if they are 0 and 1."""
+    """A regularisation path: each fit of labels `y` (N,), `binary` if they are 0 and 1, starts from the previous two.
 
-    def __init__(self, x: Any, y: Any, binary: bool, start: Fit | None = None) -> None:
-        self._x, self._y, self._binary = x, y, binary
-        self._estimator = _estimator(x)
+    `x` (N, D) are the features divided by `scale`; weight decays are those of the features themselves.
+    """
+
+    def __init__(self, x: Any, y: Any, binary: bool, start: Fit | None = None, scale: float = 1.0) -> None:
+        self._x, self._y, self._binary, self._scale = x, y, binary, scale
+        self._on_host = _is_numpy(x)
+        self._deviation = _deviations(x)
+        self._estimator = _estimator(x, MAX_ITER)
         self._last: list[tuple[float, Any, Any]] = []  # log(weight decay), weight and bias of the last two fits
         if start is not None:
             self._estimator.coef_, self._estimator.intercept_ = start.weight, start.bias
+        present = self._deviation[self._deviation > 0]
+        self._uneven = self._on_host and present.max() > UNEVEN * present.min()
+        if self._on_host and present.max() > UNEVEN * np.median(present):
+            self._use_own_solver()
 
     def fit(self, weight_decay: float) -> Fit:
         """Minimise the summed loss + weight_decay / 2 * |W|^2 over the linear classifier W.
@@ -153,19 +172,72 @@ class Path:
         Ends where no entry of the gradient is above TOL (upstream's bound) or BALANCE times the largest entry of the
         penalty's. As the curvature is the penalty's at least, that bounds W's distance from the optimum likewise.
         """
-        estimator = self._estimator.set_params(C=inverse(weight_decay, self._binary))
+        self._estimator.set_params(C=inverse(weight_decay / self._scale**2, self._binary))
         self._start(weight_decay)
-        # scikit-learn's tol bounds the mean gradient where upstream's bounded the sum, hence the division by n.
-        balance = BALANCE * float(abs(estimator.coef_).max()) / estimator.C
-        estimator.set_params(tol=max(TOL, balance) / len(self._y))
-        converged = self._converges(self._x)
-        if not converged and int(estimator.n_iter_[0]) < MAX_ITER and str(self._x.dtype).endswith("float32"):
-            # The line search found no lower loss: in float32 the losses differ by less than their rounding.
-            converged = self._converges(self._x.astype(np.float64) if _is_numpy(self._x) else self._x.double())
-        solution = (estimator.coef_, estimator.intercept_)
-        weight, bias = (a.astype(np.float32) if _is_numpy(a) else a.float() for a in solution)
+        balance = BALANCE * float(abs(self._estimator.coef_).max()) / self._estimator.C
+        converged = self._converges(balance)
+        if not converged and self._uneven and _is_numpy(self._x) and self._is_far(balance):
+            self._use_own_solver()
+            converged = self._converges(balance)
+        weight, bias = self._estimator.coef_, self._estimator.intercept_
+        weight, bias = (a.astype(np.float32) if _is_numpy(a) else a.float() for a in (weight, bias))
         self._last = [*self._last[-1:], (math.log(weight_decay), weight, bias)]
-        return Fit(weight, bias, int(estimator.n_iter_[0]), converged, balance > TOL)
+        if self._on_host and not _is_numpy(weight):
+            weight, bias = weight.numpy(), bias.numpy()
+        return Fit(weight, bias, int(self._estimator.n_iter_[0]), converged, balance > TOL)
+
+    def _converges(self, balance: float) -> bool:
+        """Fit in the features' precision and, where that cannot tell which way is down, in float64."""
+        converged = self._fits(self._x, balance)
+        if not converged and int(self._estimator.n_iter_[0]) < MAX_ITER and str(self._x.dtype).endswith("float32"):
+            converged = self._fits(self._x.astype(np.float64) if _is_numpy(self._x) else self._x.double(), balance)
+        return converged
+
+    def _fits(self, x: Any, balance: float) -> bool:
+        """Fit features of either precision. Returns whether the outcome is near the optimum."""
+        # The solvers' tol bounds the mean gradient where upstream's bounded the sum, hence the division by n.
+        if not _is_numpy(x):
+            # A feature of large deviation may have a gradient as much larger, unless the penalty outweighs the data.
+            of_data = len(self._y) / (len(self._y) + 4 / self._estimator.C)
+            bound = max(TOL, balance) * (1 + of_data * (self._deviation - 1).clip(0))
+            return self._estimator.set_params(tol=bound / len(self._y)).fit(x, self._y)
+        from sklearn import config_context
+
+        _warned.fit = False
+        with config_context(assume_finite=True):  # `_centred` has looked
+            self._estimator.set_params(tol=max(TOL, balance) / len(self._y)).fit(x, self._y)
+        return not _warned.fit and not self._is_far(balance)
+
+    def _is_far(self, balance: float) -> bool:
+        """Whether the gradient at scikit-learn's solution says that the optimum lies elsewhere.
+
+        That is so if an entry is above the bound and above FAR of what the residuals of its class times the deviation
+        of its feature allow, whatever unit the feature has.
+        """
+        weight, bias = (a.astype(self._x.dtype) for a in (self._estimator.coef_, self._estimator.intercept_))
+        residual = self._x @ weight.T + bias
+        if self._binary:
+            residual = np.concatenate([np.zeros_like(residual), residual], axis=1)
+        residual -= residual.max(1, keepdims=True)
+        np.exp(residual, out=residual)
+        residual /= residual.sum(1, keepdims=True)
+        residual[np.arange(len(residual)), np.searchsorted(np.unique(self._y), self._y)] -= 1
+        residual = residual[:, 1:] if self._binary else residual
+        gradient = np.c_[residual.T @ self._x + weight * (1 / self._estimator.C), residual.sum(0)]
+        possible = np.abs(residual).sum(0, dtype=np.float64)[:, None] * self._deviation
+        return not (np.abs(gradient) <= np.maximum(2 * max(TOL, balance), FAR * possible)).all()
+
+    def _use_own_solver(self) -> None:
+        """Go on with the solver for devices, on the CPU in float64, from where scikit-learn's ended."""
+        import torch
+
+        theirs = self._estimator
+        self._x, self._deviation = torch.from_numpy(self._x).double(), torch.from_numpy(self._deviation)
+        self._y = torch.as_tensor(self._y, dtype=torch.int64)
+        self._last = [(at, torch.from_numpy(weight), torch.from_numpy(bias)) for at, weight, bias in self._last]
+        self._estimator = _estimator(self._x, theirs.max_iter).set_params(C=theirs.C)
+        if hasattr(theirs, "coef_"):
+            self._estimator.coef_, self._estimator.intercept_ = map(torch.from_numpy, (theirs.coef_, theirs.intercept_))
 
     def _start(self, weight_decay: float) -> None:
         """Set the estimator's weights to where this fit begins."""
@@ -190,29 +262,22 @@ class Path:
         if not _is_numpy(x):
             import torch
 
-            residual, intercept = (torch.as_tensor(a, device=x.device) for a in (residual, intercept))
-        weight = c * (residual.T @ x)
-        gain = float((weight**2).sum()) / (2 * c * len(y))  # of the mean loss, by these weights
-        self._estimator.coef_ = weight if gain < SMALL_GAIN else 0 * weight
+            residual, intercept = (torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in (residual, intercept))
+        ascent = residual.T @ x
+        gain = c * float((ascent**2).sum()) / (2 * len(y))  # of the mean loss, by a step of c
+        self._estimator.coef_ = (c if gain < SMALL_GAIN else 0.0) * ascent
         self._estimator.intercept_ = intercept
 
-    def _converges(self, x: Any) -> bool:
-        if not _is_numpy(x):
-            return self._estimator.fit(x, self._y)
-        _warned.fit = False
-        self._estimator.fit(x, self._y)
-        return not _warned.fit
 
-
-def _estimator(x: Any) -> Any:
+def _estimator(x: Any, max_iter: int) -> Any:
     """Return the solver for features where they are: scikit-learn's, or on a device ours, which has its interface."""
     if not _is_numpy(x):
         from transfer import lbfgs
 
-        return lbfgs.LogisticRegression(max_iter=MAX_ITER)
+        return lbfgs.LogisticRegression(max_iter=max_iter)
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+    return LogisticRegression(max_iter=max_iter, warm_start=True)
 
 
 _warned = threading.local()
@@ -272,12 +337,14 @@ def sweep(
     multilabel, order = both.y.ndim == 2, np.concatenate([train, val])
     mean = _mean(both.x, train)
     x = _centred(both.x, order, mean, device)
+    scale = _unit(x)
+    x *= 1 / scale
     y, n = both.y[order], len(train)
     problems = problems_of(y)
     score = METRICS[metric]
 
     def path(problem: Problem) -> dict[float, Fit]:
-        one = Path(x[:n], problem.on(x)[:n], problem.binary)
+        one = Path(x[:n], problem.on(x)[:n], problem.binary, scale=scale)
         fits: dict[float, Fit] = {}
         for weight_decay in weight_decays[::-1]:
             if stop.is_set():
@@ -292,7 +359,7 @@ def sweep(
     def refit(job: tuple[Problem, dict[float, Fit]]) -> list[Fit]:
         problem, fits = job
         begin = max(chosen, _last_close(fits))
-        one = Path(x, problem.on(x), problem.binary, start=fits[begin])
+        one = Path(x, problem.on(x), problem.binary, fits[begin], scale)
         return [one.fit(weight_decay) for weight_decay in weight_decays[::-1] if chosen <= weight_decay <= begin]
 
     reached: dict[float, float] = {}
@@ -307,7 +374,7 @@ def sweep(
         chosen = max(weight_decays, key=lambda wd: (reached[wd], -wd))
         bar.set_description("refit")
         refits = _in_threads(refit, list(zip(problems, found, strict=True)), workers, stop)
-    scores = np.concatenate([_scores(test.x, mean, path[-1]) for path in refits], axis=1)
+    scores = np.concatenate([_scores(test.x, mean, scale, path[-1]) for path in refits], axis=1)
     scores = problems[0].columns(scores) if not multilabel else scores
     if not np.isfinite(scores).all():
         raise UserError(NOT_FINITE)
@@ -372,9 +439,35 @@ def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray, device: "torch.d
     return result
 
 
-def _scores(x: np.ndarray, mean: np.ndarray, fit: Fit) -> np.ndarray:
+def _deviations(x: Any) -> Any:
+    """Return the root mean square of each centred feature, and 1 for the intercept: (D + 1,) float64, on x's device."""
+    total: Any = 0.0
+    for start in range(0, len(x), CHUNK):
+        rows = x[start : start + CHUNK]
+        rows = rows.astype(np.float64) if _is_numpy(x) else rows.double()
+        total = total + (rows * rows).sum(0)
+    found = (total / len(x)) ** 0.5
+    if _is_numpy(x):
+        return np.append(found, 1.0)
+    import torch
+
+    return torch.cat((found, found.new_ones(1)))
+
+
+def _unit(x: Any) -> float:
+    """Return the power of UNIT by which to divide centred features (N, D), so that most deviate by about TYPICAL.
+
+    Those of a ResNet stay as they are. Their bits do in any case, and a few that are much larger do not count.
+    """
+    found = _deviations(x)[:-1]
+    found = found if _is_numpy(found) else found.cpu().numpy()
+    found = found[found > 0]
+    return UNIT ** round(math.log(float(np.median(found)) / TYPICAL, UNIT)) if found.size else 1.0
+
+
+def _scores(x: np.ndarray, mean: np.ndarray, scale: float, fit: Fit) -> np.ndarray:
     weight, bias = (a if _is_numpy(a) else a.cpu().numpy() for a in (fit.weight, fit.bias))
-    chunks = (chunk - mean for _, chunk in read_chunks(x, np.arange(len(x))))
+    chunks = ((chunk - mean) / np.float32(scale) for _, chunk in read_chunks(x, np.arange(len(x))))
     return np.concatenate([chunk @ weight.T + bias for chunk in chunks])
 
 

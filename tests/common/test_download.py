@@ -260,6 +260,91 @@ def test_an_archive_that_is_none(toy, server, tmp_path, monkeypatch, content):
     assert [f.name for f in tmp_path.iterdir()] == ["downloads"]
 
 
+def member(name, kind=tarfile.REGTYPE, link="", mode=0o644, content=b""):
+    """Return a member of a tar archive, with its content."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname, entry.mode, entry.size = kind, link, mode, len(content)
+    entry.devmajor, entry.devminor = 1, 3
+    return entry, content
+
+
+CRAFTED = {
+    "parent": ([member("toy/../../stolen", content=b"x")], "outside"),
+    "absolute": ([member("{outside}/stolen", content=b"x")], "absolute path"),
+    "symlink, then file": ([member("toy", tarfile.SYMTYPE, "{outside}"), member("toy/stolen", content=b"x")], "a link"),
+    "symlink inside": ([member("toy/one", content=b"x"), member("toy/two", tarfile.SYMTYPE, "one")], "a link"),
+    "hard link": ([member("toy/stolen", tarfile.LNKTYPE, "{outside}/secret")], "a link"),
+    "device": ([member("toy/null", tarfile.CHRTYPE)], "special file"),
+    "block device": ([member("toy/disk", tarfile.BLKTYPE)], "special file"),
+    "FIFO": ([member("toy/pipe", tarfile.FIFOTYPE)], "special file"),
+}
+
+
+def crafted(members, outside, mode="w:gz"):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
+        for entry, content in members:
+            name, link = (text.replace("{outside}", str(outside)) for text in (entry.name, entry.linkname))
+            archive.addfile(entry.replace(name=name, linkname=link, deep=True), io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["archive", "archive in an archive"])
+@pytest.mark.parametrize("case", CRAFTED)
+def test_an_archive_that_reaches_beyond_its_folder_is_refused(toy, server, tmp_path, monkeypatch, case, nested):
+    members, says = CRAFTED[case]
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    content = crafted(members, outside, "w" if nested else "w:gz")
+    content = tar({"inner.tar": content}) if nested else content
+    server.files["a.tar.gz"] = content
+    files = [File(f"{server.url}/a.tar.gz", md5(content), inner="inner.tar" if nested else None)]
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", lambda tv: files))
+    data.mkdir()
+    with pytest.raises(UserError, match=r"a\.tar\.gz cannot be unpacked \(.*\); delete it") as caught:
+        provide("toy", data)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a.tar.gz",
+        "data",
+        "downloads",
+        "outside",
+        "secret",
+        "toy",
+    ]
+    assert (outside / "secret").stat().st_nlink == 1
+
+
+def test_an_archive_sets_no_mode_but_the_owner_s(toy, server, tmp_path, monkeypatch):
+    content = server.files["a.tar.gz"] = crafted([member("toy/run", mode=0o6777, content=b"x")], tmp_path)
+    files = [File(f"{server.url}/a.tar.gz", md5(content))]
+    monkeypatch.setitem(SOURCES, "toy", Source("toy", lambda tv: files, check=lambda *args: None))
+    provide("toy", tmp_path)
+    assert (tmp_path / "toy" / "run").stat().st_mode & 0o7777 == 0o755
+    assert tarfile.TarFile.extraction_filter is None  # as it was before
+
+
+def test_an_archive_of_imagenet_that_reaches_beyond_its_folder_is_refused(imagenet, tmp_path, monkeypatch):
+    from torchvision.datasets import imagenet as reader
+
+    inner = crafted([member("../../../stolen", content=b"x")], tmp_path, "w")
+    content = tar({"n01.tar": inner}, "w")
+    name, _ = reader.ARCHIVE_META["train"]
+    (imagenet / name).write_bytes(content)
+    monkeypatch.setitem(reader.ARCHIVE_META, "train", (name, md5(content)))
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar cannot be unpacked \(.*outside"):
+        provide("imagenet", tmp_path)
+    assert not list(tmp_path.rglob("stolen"))
+
+
+def test_a_python_that_cannot_refuse_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match=r"cannot unpack archives safely; update it to 3\.11\.4"):
+        provide("toy", tmp_path)
+
+
 def test_an_archive_of_something_else(toy, server, tmp_path, monkeypatch):
     content = server.files["a.tar.gz"] = tar({"other/one.txt": b"1"})
     files = [File(f"{server.url}/a.tar.gz", md5(content))]

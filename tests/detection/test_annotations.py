@@ -98,13 +98,71 @@ def test_missing_and_corrupt_files_of_voc_are_named(voc: Path) -> None:
     content = image.read_bytes()
     image.unlink()
     assert f"{image} is listed but missing" in refusal(voc, "voc")
-    image.write_bytes(content[:10])
-    assert f"image {image} is truncated or corrupt" in refusal(voc, "voc")
+    for size in (10, -100):  # of the header, of the pixels
+        image.write_bytes(content[:size])
+        assert f"image {image} is truncated or corrupt" in refusal(voc, "voc")
     image.write_bytes(content)
     (folder / "Annotations/000002.xml").unlink()
     assert "000002.xml is listed but missing" in refusal(voc, "voc")
     (folder / "ImageSets/Main/trainval.txt").write_text("")
     assert "trainval.txt lists no image" in refusal(voc, "voc")
+
+
+LISTS = {
+    "blank lines": lambda names: ("\n" + "\n\n".join(names) + "\n \n").encode(),
+    "blanks": lambda names: "".join(f" {name} \t\n" for name in names).encode(),
+    "no end": lambda names: "\n".join(names).encode(),
+    "CRLF": lambda names: "".join(f"{name}\r\n" for name in names).encode(),
+    "BOM": lambda names: "".join(f"{name}\n" for name in names).encode("utf-8-sig"),
+    "UTF-16": lambda names: "".join(f"{name}\n" for name in names).encode("utf-16"),
+    "UTF-16, CRLF": lambda names: b"\xfe\xff" + "".join(f"{name}\r\n" for name in names).encode("utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_the_check_and_the_reader_read_a_list_of_voc_alike(voc: Path, kind: str) -> None:
+    from detection.datasets import VOC
+
+    root = voc / "VOCdevkit"
+    listed = root / "VOC2007/ImageSets/Main/trainval.txt"
+    names = listed.read_text().split()
+    renamed = root / "VOC2007/JPEGImages/a photo.jpg"
+    (root / "VOC2007/JPEGImages" / f"{names[1]}.jpg").rename(renamed)
+    (root / "VOC2007/Annotations" / f"{names[1]}.xml").rename(root / "VOC2007/Annotations/a photo.xml")
+    names[1] = "a photo"
+    listed.write_bytes(LISTS[kind](names))
+    check_all(voc, "voc")
+    data = VOC(data_root=str(root), ann_file=str(listed), data_prefix={"sub_data_root": "VOC2007"}, test_mode=True)
+    assert [data.get_data_info(k)["img_id"] for k in range(len(data))] == names
+    assert data.get_data_info(1)["img_path"] == str(renamed)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"000001\n000002\n000001\n", "names 000001 2 times; leave one"),
+        (b"000001\n../000002\n", "names '../000002', which is no image's name"),
+        (b"000001\x00\n", "which is no image's name"),
+        ("000001\n".encode("utf-16-le"), "which is no image's name"),
+        (b"000001 1\n", "000001 1.jpg is listed but missing"),
+        (b"caf\xe9\n", "is not text in UTF-8"),
+        (b"\xff\xfe0", "is not text in UTF-8"),
+        (b" \n\n", "lists no image"),
+    ],
+)
+def test_a_list_of_voc_that_names_no_images_is_named(voc: Path, content: bytes, says: str) -> None:
+    listed = voc / "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt"
+    listed.write_bytes(content)
+    said = refusal(voc, "voc")
+    assert says in said
+    assert str(listed) in said or "missing" in says
+
+
+def test_voc_images_without_any_object_are_refused(voc: Path) -> None:
+    for path in (voc / "VOCdevkit/VOC2012/Annotations").iterdir():
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    listed = voc / "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt"
+    assert f"no image of {listed} has an object" in refusal(voc, "voc")
 
 
 def test_a_pixel_beyond_the_border_is_drawing_and_not_a_fault(voc: Path) -> None:
@@ -145,6 +203,20 @@ def change(coco: Path, kind: str, **fields) -> Path:
         ("images", {"width": 101}, "is (90, 90) pixels, not (101, 90)"),
         ("categories", {"name": "unicorn"}, "unknown class 'unicorn'; known: person"),
         ("categories", {"id": None}, "not in COCO's format"),
+        ("annotations", {"bbox": ["3", "5", "20", "20"]}, "bbox ['3', '5', '20', '20'] is not four numbers"),
+        ("annotations", {"bbox": [3, 5, 20]}, "bbox [3, 5, 20] is not four numbers"),
+        ("annotations", {"bbox": [3, 5, float("nan"), 20]}, "bbox [3, 5, nan, 20] is not four numbers"),
+        ("annotations", {"bbox": [3, True, 20, 20]}, "bbox [3, True, 20, 20] is not four numbers"),
+        ("annotations", {"area": "750"}, "object 2: area '750' is not a number of pixels"),
+        ("annotations", {"area": -1}, "object 2: area -1 is not a number of pixels"),
+        ("annotations", {"iscrowd": 2}, "object 2: iscrowd 2 is neither 0 nor 1"),
+        ("annotations", {"iscrowd": "0"}, "object 2: iscrowd '0' is neither 0 nor 1"),
+        ("annotations", {"id": 1}, "id 1 occurs twice among its annotations"),
+        ("annotations", {"id": [1]}, "not in COCO's format"),
+        ("images", {"id": 1}, "id 1 occurs twice among its images"),
+        ("categories", {"id": 1}, "id 1 occurs twice among its categories"),
+        ("categories", {"name": "person"}, "name 'person' occurs twice among its categories"),
+        ("images", {"file_name": 2}, "not in COCO's format"),
     ],
 )
 def test_a_fault_of_coco_is_named(coco: Path, kind: str, fields: dict, says: str) -> None:
@@ -154,13 +226,41 @@ def test_a_fault_of_coco_is_named(coco: Path, kind: str, fields: dict, says: str
     assert says in said
 
 
+@pytest.mark.parametrize("lacking", ["area", "iscrowd"])
+@pytest.mark.parametrize("null", [True, False])
+def test_what_a_coco_file_need_not_say_is_its_default(coco: Path, lacking: str, null: bool) -> None:
+    from detection.datasets import COCO
+    from detection.metrics import COCOAP
+
+    plain = coco / "coco/annotations/instances_val2017.json"
+    content = json.loads(plain.read_text())
+    for thing in content["annotations"]:
+        thing[lacking] = None
+        if not null:
+            del thing[lacking]
+    path = plain.with_name("lacking.json")
+    path.write_text(json.dumps(content))
+    said = [
+        [{key: thing[key] for key in ("area", "iscrowd")} for thing in COCOAP(ann_file=str(file)).truth.anns.values()]
+        for file in (plain, path)
+    ]
+    assert said[0] == said[1]
+    read = [
+        COCO(ann_file=str(file), data_prefix={"img": ""}, test_mode=True).load_data_list() for file in (plain, path)
+    ]
+    assert read[0] == read[1]
+    path.replace(plain)
+    check_all(coco, "coco")
+
+
 def test_missing_and_corrupt_files_of_coco_are_named(coco: Path) -> None:
     image = coco / "coco/train2017/000000000002.jpg"
     content = image.read_bytes()
     image.unlink()
     assert f"image {image} is missing" in refusal(coco, "coco")
-    image.write_bytes(content[:10])
-    assert f"image {image} is truncated or corrupt" in refusal(coco, "coco")
+    for size in (10, -100):  # of the header, of the pixels
+        image.write_bytes(content[:size])
+        assert f"image {image} is truncated or corrupt" in refusal(coco, "coco")
     path = coco / "coco/annotations/instances_train2017.json"
     text = path.read_text()
     path.write_text(text[:-10])

@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
+from mmengine.dataset import Compose
 
 from common.cli import UserError
+from common.config import load_config
 from detection.train import register
 
 XML = """<annotation><size><width>20</width><height>10</height><depth>3</depth></size>
@@ -42,6 +45,22 @@ def test_difficult_objects_are_trained_on(folder: Path) -> None:
 def test_difficult_objects_are_ignored_in_the_test(folder: Path) -> None:
     instances = voc(folder, test_mode=True).get_data_info(0)["instances"]
     assert [i["ignore_flag"] for i in instances] == [1, 0]
+
+
+@pytest.mark.parametrize("profile", ["imagenet", "demo"])
+def test_the_evaluation_knows_the_order_of_the_objects(folder: Path, profile: str) -> None:
+    """The difficult dog comes before the cat, and mmdet hands the two over apart."""
+    data = voc(folder, test_mode=True)
+    from mmdet.registry import TRANSFORMS
+
+    pipeline = load_config(Path(f"detection/configs/{profile}/voc.py"), data=folder).test_dataloader.dataset.pipeline
+    (folder / "JPEGImages").mkdir()
+    PIL.Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / "one.jpg")
+    data.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
+    sample = data[0]["data_samples"].to_dict()
+    assert list(sample["gt_ignore_flags"]) == [1, 0]
+    assert sample["gt_instances"]["labels"].tolist() == [0]
+    assert sample["ignored_instances"]["labels"].tolist() == [1]
 
 
 def test_boxes_are_borders_counted_from_zero(folder: Path) -> None:

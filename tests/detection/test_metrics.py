@@ -145,6 +145,7 @@ def sample(one: Image, number: int = 0) -> dict:
     hard = torch.tensor(one.difficult)
     return {
         "img_id": number,
+        "gt_ignore_flags": one.difficult.astype(int),
         "gt_instances": {key: value[~hard] for key, value in tensors.items()},
         "ignored_instances": {key: value[hard] for key, value in tensors.items()},
         "pred_instances": {
@@ -168,6 +169,25 @@ def test_the_metric_gives_percent_and_every_class() -> None:
         "voc/AP_per_class/cat": pytest.approx(70.0),
         "voc/AP_per_class/dog": 0.0,
     }
+
+
+@pytest.mark.parametrize(("objects", "ap"), [([(0, A, True), (0, A)], 0.0), ([(0, A), (0, A, True)], 100.0)])
+def test_of_objects_that_overlap_alike_the_first_of_the_file_counts(objects: list, ap: float) -> None:
+    """As detectron2's argmax over the file's objects: a difficult one that comes first takes the detection."""
+    metric = VOCAP()
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process(None, [sample(image([(1, B), *objects], [(0, A, 0.9)]))])
+    assert metric.evaluate(1)["voc/AP_per_class/cat"] == ap
+
+
+def test_objects_keep_the_order_of_the_file() -> None:
+    metric = VOCAP()
+    one = image([(0, A, True), (1, B), (0, NEAR_A, True), (1, A)])
+    metric.process(None, [sample(one)])
+    [kept] = metric.results
+    assert kept.labels.tolist() == one.labels.tolist()
+    assert kept.truth.tolist() == one.truth.tolist()
+    assert kept.difficult.tolist() == one.difficult.tolist()
 
 
 def test_two_processes_that_share_no_folder_count_all_images(tmp_path: Path, coco_file: Path) -> None:
@@ -199,6 +219,18 @@ def coco_file(tmp_path: Path) -> Path:
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(content))
     return path
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_object_of_any_number_is_found(coco_file: Path, number: int) -> None:
+    """To pycocotools, 0 is none."""
+    content = json.loads(coco_file.read_text())
+    content["annotations"][0]["id"] = number
+    coco_file.write_text(json.dumps(content))
+    metric = COCOAP(ann_file=str(coco_file))
+    metric.dataset_meta = {"classes": CLASSES}
+    metric.process(None, [sample(image([], [(0, (10, 10, 30, 30), 0.9)]), 7)])
+    assert metric.evaluate(1)["coco/AP"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize(

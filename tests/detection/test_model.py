@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 
 from detection.train import register
 from tests.detection.test_configs import built
@@ -12,6 +13,7 @@ from tests.detection.test_configs import built
 register()
 
 from mmdet.models import SingleRoIExtractor  # noqa: E402
+from mmdet.structures.bbox import bbox_overlaps  # noqa: E402
 
 from detection.model import Float32RoIExtractor, Float32RPNHead  # noqa: E402
 
@@ -75,6 +77,39 @@ def test_proposals_are_anchors_where_the_network_moves_none() -> None:
     anchors[:, 1::2].clamp_(0, HEIGHT)
     nearest = torch.cdist(found.bboxes, anchors, p=1).amin(1)
     assert nearest.max() < 0.01
+
+
+def test_anchors_in_the_padding_are_negatives() -> None:
+    """As in detectron2, whose anchors are those of the batch: an image of 64 x 96 pixels in a batch of 128 x 192."""
+    head = built("voc").rpn_head
+    head.sampler.num = 10**6  # all that may be sampled
+    sizes = [(-(-128 // stride), -(-192 // stride)) for stride in (4, 8, 16, 32, 64)]
+    box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
+    objects = [InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.int64)) for _ in range(2)]
+    metas = [{"img_shape": size, "pad_shape": size, "batch_input_shape": (128, 192)} for size in ((64, 96), (128, 192))]
+    anchors, valid = head.get_anchors(sizes, metas, device="cpu")
+    targets = head.get_targets(anchors, valid, objects, metas)
+    every = torch.cat(anchors[0])
+    overlap = bbox_overlaps(every, box)[:, 0]
+    counted = torch.cat([level[0] for level in targets[1]]) > 0
+    assert counted[overlap < 0.3].all()
+    beyond = every[:, 0] > 96
+    assert counted[beyond].all()
+    assert beyond.sum() > 1000
+    assert not torch.cat([level[0] for level in targets[0]])[beyond].eq(0).any()  # 0 is an object
+
+    # So the small image has the loss that it has where the batch's size is its own.
+    generator = torch.Generator().manual_seed(0)
+    outputs = [
+        [torch.randn(1, count * kinds, *size, generator=generator).expand(2, -1, -1, -1) for size in sizes]
+        for count, kinds in ((3, 1), (3, 4))
+    ]
+    losses = []
+    for number in (0, 1):
+        one = [[level[:1] for level in kind] for kind in outputs]
+        found = head.loss_by_feat(*one, [objects[number]], [metas[number]])
+        losses.append([sum(found[name]) for name in ("loss_rpn_cls", "loss_rpn_bbox")])
+    assert losses[0] == losses[1]
 
 
 def test_the_configs_build_these() -> None:

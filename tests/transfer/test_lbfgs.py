@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.transfer.test_sweep import blobs, hard, split
+from tests.transfer.test_sweep import blobs, hard, newton, split
 from transfer import sweep as module
 from transfer.lbfgs import LogisticRegression, inverse_curvature, search
 from transfer.sweep import WEIGHT_DECAYS, Path, noting_convergence, sweep
@@ -36,6 +36,21 @@ def test_the_optimum_is_scikit_learns(k, c):
     if k > 2:  # of which only differences matter
         bias, wanted = bias - bias.mean(), wanted - wanted.mean()
     np.testing.assert_allclose(bias, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_features_of_every_size_take_no_more_steps(k):
+    part, size = blobs(300, k=k, spread=3.0, dim=8), 10.0 ** np.arange(-4, 4)
+    x, y = torch.as_tensor(part.x - part.x.mean(0)).double(), torch.as_tensor(part.y)
+    model, other = solver(k, 8, C=1e6, tol=1e-9), solver(k, 8, C=1e6, tol=1e-9 * torch.as_tensor(np.append(size, 1.0)))
+    assert model.fit(x, y)
+    assert other.fit(x * torch.as_tensor(size), y)
+    assert other.n_iter_[0] < 1.5 * model.n_iter_[0] < 150
+    want = newton(x.numpy() * size, part.y, (2 if k == 2 else 1) * 1e-6)[0]
+    found = other.coef_.numpy()
+    if k == 2:
+        want = want[1:] - want[:1]
+    np.testing.assert_allclose(found * size, want * size, atol=1e-4)
 
 
 def test_a_fit_ends_at_its_bound_or_its_steps_and_begins_where_the_last_ended():

@@ -205,6 +205,100 @@ def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
     assert found.weight.dtype == np.float32
 
 
+def newton(x, y, decay):
+    """Return the softmax's optimum, weight (K, D) and bias (K,), by Newton's method on features of unit size."""
+    size, k = np.sqrt((x**2).mean(0, dtype=np.float64)), y.max() + 1
+    z, right = np.c_[x / size, np.ones(len(x))], np.eye(k)[y]
+    penalty = np.tile(np.append(decay / size**2, 0.0), k)
+    flat = np.zeros(len(penalty))
+
+    def shares(flat):
+        logits = z @ flat.reshape(k, -1).T
+        shifted = logits - logits.max(1, keepdims=True)
+        share = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+        loss = (np.log(np.exp(shifted).sum(1)) - (right * shifted).sum(1)).sum()
+        return share, loss + (penalty * flat**2).sum() / 2
+
+    for _ in range(100):
+        share, loss = shares(flat)
+        gradient = ((share - right).T @ z).ravel() + penalty * flat
+        curvature = np.einsum("na,nb,ab,ni,nj->aibj", share, -share, 1 - np.eye(k), z, z, optimize=True)
+        curvature += np.einsum("na,ab,ni,nj->aibj", share * (1 - share), np.eye(k), z, z, optimize=True)
+        step = np.linalg.lstsq(curvature.reshape(len(flat), -1) + np.diag(penalty), gradient, rcond=1e-13)[0]
+        if step @ gradient < 1e-13 * loss:
+            weights = flat.reshape(k, -1)
+            return weights[:, :-1] / size, weights[:, -1]
+        t = 1.0
+        while shares(flat - t * step)[1] > loss - 0.1 * t * (step @ gradient):
+            t /= 2
+        flat = flat - t * step
+    raise AssertionError("Newton's method did not converge")
+
+
+UNITS = {
+    "one large": np.r_[1e5, np.ones(11)],
+    "one small": np.r_[1e-5, np.ones(11)],
+    "two sizes": np.r_[np.full(7, 1e-3), np.ones(5)],
+    "every size": 10.0 ** np.linspace(-4, 4, 12),
+    "all small": np.full(12, 1e-4),
+    "all tiny": np.full(12, 1e-9),
+    "all large": np.full(12, 1e4),
+}
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["scikit-learn", "ours"])
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("units", UNITS)
+def test_features_in_any_unit_are_fitted_to_the_optimum(units, k, device):
+    """The penalty is on the weights of the features as they are given."""
+    both, train, val, test = split(150, 100, 200, k=k, spread=3.0, dim=12)
+    both, test = (Part((part.x * UNITS[units]).astype(np.float32), part.y) for part in (both, test))
+    mean = both.x[train].mean(0, dtype=np.float64)
+    grid = [float(decay * np.median(UNITS[units]) ** 2) for decay in np.logspace(-3, 4, 15)]
+    outcome = sweep(both, train, val, test, "accuracy", grid, device)
+
+    def optimum(rows, wd):
+        weight, bias = newton(both.x[rows] - mean, both.y[rows], wd)
+        return lambda x, y: 100 * (((x - mean) @ weight.T + bias).argmax(1) == y).mean()
+
+    want = [optimum(train, wd)(both.x[val], both.y[val]) for wd in grid]
+    np.testing.assert_allclose(outcome.val, want, atol=2 + 1e-9)  # two of 100 images may fall on the other side
+    best = optimum(np.arange(250), outcome.weight_decay)(test.x, test.y)
+    assert outcome.test == pytest.approx(best, abs=1 + 1e-9)
+    assert outcome.winner_converged
+    assert outcome.unconverged <= 1
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_a_stop_far_from_the_optimum_is_no_convergence(monkeypatch, k):
+    """scikit-learn gives no warning where the loss, as rounded, does not fall any more."""
+    fit = LogisticRegression.fit
+
+    def stopping(self, x, y):
+        weights = self.coef_ * 0.9, self.intercept_
+        fit(self, x, y)
+        self.coef_, self.intercept_, self.n_iter_ = *weights, np.array([1])
+        return self
+
+    part = blobs(200, k=k, spread=3.0)
+    x = part.x - part.x.mean(0)
+    with noting_convergence():
+        start = Path(x, part.y, binary=k == 2).fit(1.0)
+        assert start.converged
+        monkeypatch.setattr(LogisticRegression, "fit", stopping)
+        assert not Path(x, part.y, binary=k == 2, start=start).fit(1.0).converged
+
+
+def test_a_power_of_256_is_the_same_problem_bit_for_bit():
+    both, train, val, test = split(60, 30, 45, spread=2.0)
+    centred = [Part(part.x - both.x.mean(0), part.y) for part in (both, test)]
+    grid = [1e-2, 1.0, 1e2]
+    one = sweep(centred[0], train, val, centred[1], "accuracy", grid)
+    scaled = [Part(part.x * np.float32(256), part.y) for part in centred]
+    other = sweep(scaled[0], train, val, scaled[1], "accuracy", [wd * 2**16 for wd in grid])
+    assert (one.val, one.test, one.iterations) == (other.val, other.test, other.iterations)
+
+
 def test_a_warning_is_of_the_thread_that_got_it():
     part, results = blobs(60, spread=3.0), {}
 

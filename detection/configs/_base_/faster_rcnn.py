@@ -106,7 +106,8 @@ model = dict(
             ),
             # RPN.BATCH_SIZE_PER_IMAGE 256, RPN.POSITIVE_FRACTION 0.5
             sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
-            allowed_border=-1,  # RPN.BOUNDARY_THRESH -1: anchors across the border count
+            # RPN.BOUNDARY_THRESH -1: anchors across the border and in the padding count (Float32RPNHead.get_anchors).
+            allowed_border=-1,
             pos_weight=-1,
             debug=False,
         ),

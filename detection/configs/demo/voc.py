@@ -32,7 +32,11 @@ test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(96, 96), keep_ratio=True, backend="pillow"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    dict(
+        type="PackDetInputs",
+        # VOCAP restores the order of the objects from the last, which mmdet would sort by difficulty.
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "gt_ignore_flags"),
+    ),
 ]
 train_dataloader = dict(
     batch_size=4,

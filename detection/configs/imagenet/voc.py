@@ -25,7 +25,11 @@ test_pipeline = [
     dict(type="LoadImage"),
     dict(type="Resize", scale=(1333, 800), keep_ratio=True, backend="pillow"),
     dict(type="LoadAnnotations", with_bbox=True),  # after Resize: the truth stays in the image's own pixels
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    dict(
+        type="PackDetInputs",
+        # VOCAP restores the order of the objects from the last, which mmdet would sort by difficulty.
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "gt_ignore_flags"),
+    ),
 ]
 train_dataloader = dict(
     batch_size=2,  # in all: one GPU
