@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.cli import UserError
+from common.data import readable
 from common.files import alone, sha256_of_text, write_json
 
 T = TypeVar("T")
@@ -62,32 +63,17 @@ def _kept(done: Path) -> list | None:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from an image's header. Raises UserError naming a file that is missing or no image."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise UserError(f"image {path} is missing; restore the data set") from None
-    except Exception as error:  # Pillow's readers raise much besides OSError
-        raise _broken(path, error) from None
+    with readable(path, remedy="restore it"), Image.open(path) as image:
+        return image.size
 
 
 def decoded_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an image that decodes to its end. Raises UserError naming one that does not."""
-    size = image_size(path)
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
-            image.load()
-    except Exception as error:  # Pillow's decoders raise much besides OSError
-        raise _broken(path, error) from None
+    with readable(path, remedy="restore it"), Image.open(path) as image:
+        size = image.size
+        image.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
+        image.load()
     return size
-
-
-def _broken(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):
-        return UserError(f"image {path} is too large ({reason}); reduce or remove it")
-    return UserError(f"image {path} is truncated or corrupt ({reason}); restore it")
 
 
 def read_list(path: Path) -> list[str]:
