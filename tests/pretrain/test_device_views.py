@@ -383,7 +383,7 @@ def test_a_run_resumes_within_an_epoch_bit_for_bit(space, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "save_checkpoint", save_and_die)
         with pytest.raises(KilledError):
-            run_train("--device-views", options=(*options, "default_hooks.checkpoint.interval=2"))
+            run_train("--device-views", "--overwrite", options=(*options, "default_hooks.checkpoint.interval=2"))
     with pytest.raises(UserError, match="interrupted run of other settings"):
         run_train("--resume", options=(*options, "default_hooks.checkpoint.interval=2"))
     run_train("--device-views", "--resume", options=(*options, "default_hooks.checkpoint.interval=2"))
@@ -398,7 +398,7 @@ def test_images_of_several_sizes_are_cropped_by_processes_and_finished_by_the_de
     exports = []
     for workers in (0, 2):
         options = (f"train_dataloader.num_workers={workers}", f"train_dataloader.persistent_workers={workers > 0}")
-        run_train("--profile", "cifar10", "--data-root", "data", "--device-views", options=options)
+        run_train("--profile", "cifar10", "--data-root", "data", "--device-views", "--overwrite", options=options)
         exports.append(load_checkpoint(space / "checkpoints" / "cifar10" / "simsiam.pth").state_dict)
     assert all(torch.equal(exports[0][name], value) for name, value in exports[1].items())
 
