@@ -4,14 +4,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,6 +18,7 @@ from torchvision import transforms
 
 from common.cli import UserError, rank
 from common.files import sha256_of_text
+from common.pictures import readable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -127,26 +127,6 @@ def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
             if factor > 1:
                 image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
             return _as_rgb(image, path)
-
-
-@contextmanager
-def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "restore the data set") -> Iterator[None]:
-    """Turn whatever Pillow raises in the block into a UserError that names the file and `remedy`, or `missing`.
-
-    A damaged file makes its decoders fail in any way: OSError, SyntaxError, struct.error, MemoryError and others.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} is missing; {missing}") from None
-    except Exception as error:
-        reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
-        if isinstance(error, Image.DecompressionBombError):
-            raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
-        kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
-        raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:

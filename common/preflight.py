@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.data import readable
 from common.files import alone, sha256_of_text, write_json
+from common.pictures import readable
 
 T = TypeVar("T")
 R = TypeVar("R")
