@@ -345,7 +345,9 @@ def test_a_run_of_other_settings_is_overwritten_where_that_is_asked_for(make, tm
 
 def test_what_a_run_left_that_stopped_before_its_first_checkpoint_is_in_nobodys_way(make):
     interrupted(make, stop=2)
-    make(settings="others")
+    runner = make(settings="others")
+    train(runner)
+    assert runner.steps[0] == 1
 
 
 def test_a_model_that_does_not_fit_the_resume_file_is_refused(make):
