@@ -159,7 +159,8 @@ class Jitter(DeviceStep):
             contrast, saturation = ((change_of == k).view(-1, 1, 1, 1) for k in (1, 2))
             luma = grey(x)
             level = torch.where(contrast, mean_level(luma), luma) * (contrast | saturation)
-            x = _blend(level, x, factor)  # brightness scales from 0, and a factor of 1 changes nothing
+            # Brightness scales from 0, and a factor of 1 changes nothing.
+            x = (level + factor * (x - level)).clamp(0, 255).floor()
             if self.settings.hue is not None:
                 x = change(x, Part(change_host == 3, change_of == 3), adjust_hue, hue)
         return x
@@ -266,25 +267,6 @@ def grey(x: Tensor) -> Tensor:
 def mean_level(luma: Tensor) -> Tensor:
     """Return the mean grey level (N, 1, 1, 1) of each image, as PIL rounds it."""
     return (luma.mean((1, 2, 3), keepdim=True) + 0.5).floor()
-
-
-def _blend(level: Tensor | float, x: Tensor, factor: Tensor) -> Tensor:
-    return (level + factor * (x - level)).clamp(0, 255).floor()
-
-
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the levels; `factor` (N, 1, 1, 1)."""
-    return _blend(0.0, x, factor)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the levels' distance from the image's mean grey level; `factor` (N, 1, 1, 1)."""
-    return _blend(mean_level(grey(x)), x, factor)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the levels' distance from the pixel's grey level; `factor` (N, 1, 1, 1)."""
-    return _blend(grey(x), x, factor)
 
 
 def adjust_hue(x: Tensor, factor: Tensor) -> Tensor:

@@ -27,10 +27,7 @@ from pretrain.device_views import (
     Grey,
     Invert,
     Jitter,
-    adjust_brightness,
-    adjust_contrast,
     adjust_hue,
-    adjust_saturation,
     device_steps,
     make_views,
 )
@@ -66,6 +63,14 @@ def blur(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return Blur(augmentation.GaussianBlur()).apply(x, {"radius": factor.view(-1)}, {})
 
 
+def blend(number: int, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return the images jittered in brightness (0), contrast (1) or saturation (2) alone, last of the four."""
+    factors = torch.ones(len(x), 4).index_copy(1, torch.tensor([number]), factor.view(-1, 1))
+    order = torch.tensor([k for k in range(4) if k != number] + [number]).expand(len(x), -1)
+    drawn = {"order": order, "factor": factors}
+    return Jitter(augmentation.ColorJitter(0.4, 0.4, 0.4)).apply(x, drawn, drawn)
+
+
 def distances(got: np.ndarray, want: np.ndarray) -> tuple[float, float, float]:
     """Return in levels the largest distance of a pixel, the mean one, and the largest channel's difference of means."""
     difference = got.astype(float) - want
@@ -75,9 +80,9 @@ def distances(got: np.ndarray, want: np.ndarray) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("ours", "theirs", "values", "largest", "mean", "bias"),
     [
-        (adjust_brightness, F.adjust_brightness, np.linspace(0.6, 1.4, 9), 0, 0, 0),
-        (adjust_contrast, F.adjust_contrast, np.linspace(0.6, 1.4, 9), 0, 0, 0),
-        (adjust_saturation, F.adjust_saturation, np.linspace(0.6, 1.4, 9), 0, 0, 0),
+        (partial(blend, 0), F.adjust_brightness, np.linspace(0.6, 1.4, 9), 0, 0, 0),
+        (partial(blend, 1), F.adjust_contrast, np.linspace(0.6, 1.4, 9), 0, 0, 0),
+        (partial(blend, 2), F.adjust_saturation, np.linspace(0.6, 1.4, 9), 0, 0, 0),
         # Not at a multiple of 1/255, where float32 and float64 cut off to different levels of hue.
         (adjust_hue, F.adjust_hue, np.linspace(-0.499, 0.498, 15), 6, 0.01, 0.01),
         (blur, pil_blur, np.linspace(0.11, 2.0, 18), 2, 0.6, 0.2),
