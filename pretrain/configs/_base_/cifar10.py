@@ -38,5 +38,6 @@ auto_scale_lr = dict(base_batch_size=128, enable=False)
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=200)
 env_cfg = dict(cudnn_benchmark=True)  # all batches are of one size
-default_hooks = dict(collapse=dict(type="CollapseMonitor"))
+# A line of the log waits for the GPU, whose steps take a fiftieth of a second here.
+default_hooks = dict(collapse=dict(type="CollapseMonitor"), progress=dict(interval=50))
 custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]
