@@ -39,7 +39,7 @@ ifeq ($(LAUNCHER),slurm)
   RANKS  = --launcher slurm
 else ifneq ($(filter-out 0 1,$(GPUS))$(filter-out 1,$(NODES))$(filter torchrun,$(LAUNCHER)),)
   RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(or $(HEAD),$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
-  TRAIN  = $(PYTHON) -m common.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
+  TRAIN  = $(PYTHON) -m tools.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
   RANKS  = --launcher pytorch
 else
   TRAIN  = $(PYTHON) -m
@@ -66,12 +66,12 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away environment
 	$(BASE_PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --editable '.[dev]'
-	.lock/bin/python -m pip freeze --all --exclude-editable | .lock/bin/python -m common.lock > requirements.txt.new
+	.lock/bin/python -m pip freeze --all --exclude-editable | .lock/bin/python -m tools.lock_requirements > requirements.txt.new
 	mv requirements.txt.new requirements.txt
 	rm -r .lock
 
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
-	@$(PYTHON) -m common.demo --data "$(DATA)" $(REPLACE) $(ARGS)
+	@$(PYTHON) -m tools.demo --data "$(DATA)" $(REPLACE) $(ARGS)
 
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; none: the demo's own data
 	@$(PYTHON) -m common.download $(COMMON) --dataset "$(DATASET)" $(ARGS)
@@ -128,7 +128,7 @@ report: $(SETUP) ## one static page of tables, figures, curves and the record of
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
 
 bench: $(SETUP) ## speed and memory as ratios within one run, with targets: one table, and reports/bench.json
-	@$(PYTHON) -m common.bench $(ARGS)
+	@$(PYTHON) -m tools.bench $(ARGS)
 
 gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ONLY=tests|bench|<id>; DEVICE=cpu rehearses
 	@$(PYTHON) -m tools.gpu_check --device "$(or $(DEVICE),cuda)" --only "$(or $(ONLY),all)" $(ARGS)

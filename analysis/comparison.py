@@ -73,7 +73,7 @@ def segmentation(args: argparse.Namespace) -> Comparison:
 
 def detection(args: argparse.Namespace) -> dict[str, Comparison]:
     """Return data set -> the images of the detection figure. Raises UserError when one is missing."""
-    from common.data import read_image
+    from common.images import read_image
 
     shown = {}
     for dataset, found in detections.find(args.runs / args.profile, args.seed).items():

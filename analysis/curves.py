@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.names import model_colour, model_name, model_order
 from analysis.products import arguments, digest_of_files, figure_files, folder, make_once
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import sha256_of_file
 
 if TYPE_CHECKING:

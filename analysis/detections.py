@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from analysis.names import CLASS_COLOURS, DATASETS, model_name, model_order
 from analysis.products import arguments, digest_of_files, figure_files, folder, make_once
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import sha256_of_file
 
 MODULE = "analysis.detections"
@@ -140,7 +140,7 @@ def _make(dataset: str, found: list[Predictions], images: list[Path], stem: Path
     import numpy as np
 
     from analysis.style import plt, save
-    from common.data import read_image
+    from common.images import read_image
 
     titles = ["Ground truth", *(model_name(one.model) for one in found)]
     pictures = [np.asarray(read_image(path)) for path in images]

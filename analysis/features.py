@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import sha256_of_text
+from common.run import Subject
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
     from common.checkpoint import Checkpoint
-    from common.data import LabelledImages
+    from common.images import LabelledImages
 
 LIMIT = 10_000  # images: the paper's figure has CIFAR-10's test set
 # Data set -> crop, and what the shorter side is resized to before it, in pixels (PROTOCOLS 3).
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def found_subjects(args: argparse.Namespace, what: str) -> list[cli.Subject]:
+def found_subjects(args: argparse.Namespace, what: str) -> list[Subject]:
     """Return the checkpoints that are there: CHECKPOINT, or the profile's. Raises UserError when none is."""
     subjects = cli.subjects(args)
     found = [subject for subject in subjects if subject.path.is_file()]
@@ -110,7 +111,8 @@ def open_images(args: argparse.Namespace) -> "tuple[LabelledImages, Callable[[Im
     """
     import numpy as np
 
-    from common.data import evaluation_transform, image_folder
+    from common.features import evaluation_transform
+    from common.images import image_folder
 
     if args.data_root is not None:
         root = args.data_root / "val" if (args.data_root / "val").is_dir() else args.data_root
@@ -128,7 +130,7 @@ def open_images(args: argparse.Namespace) -> "tuple[LabelledImages, Callable[[Im
 
 
 def extract(
-    subject: cli.Subject, images: "LabelledImages", transform: "Callable[[Image], Any]", args: argparse.Namespace
+    subject: Subject, images: "LabelledImages", transform: "Callable[[Image], Any]", args: argparse.Namespace
 ) -> "np.ndarray":
     """Return the checkpoint's features (N, D) of the images, float32, in memory."""
     import numpy as np
@@ -158,7 +160,7 @@ def _cifar(name: str, data: Path) -> "LabelledImages":
 
 
 def _imagenet(data: Path) -> "LabelledImages":
-    from common.data import image_folder
+    from common.images import image_folder
 
     root = data / "imagenet" / "val"
     return image_folder(root, name="imagenet-test", hint=f"place one folder a class, with its images, in {root}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.names import model_name, model_order
 from analysis.products import arguments, digest_of_files, figure_files, folder, make_once
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import sha256_of_file
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def rows(
     The first map is the truth, the others are what `found` predict: 0-based classes, unlabelled is -1. Raises
     UserError naming a file that is broken or does not fit its photo.
     """
-    from common.data import read_class_map, read_image
+    from common.images import read_class_map, read_image
 
     classes = len(found[0].index["classes"])
     for image, annotation in pairs:

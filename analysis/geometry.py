@@ -15,14 +15,14 @@ from analysis import features
 from analysis.names import method_of, model_colour, model_name, model_order
 from analysis.products import arguments, figure_files, folder, make_once
 from common import cli
-from common.cli import Subject
 from common.files import sha256_of_file, sha256_of_text, write_json
+from common.run import Subject
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from common.data import LabelledImages
+    from common.images import LabelledImages
 
 MODULE = "analysis.geometry"
 SEED = 0

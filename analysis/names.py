@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from common.cli import ABLATIONS, METHODS
+from common.names import ABLATIONS, METHODS
 from common.records import METRICS, TASKS
 
 MODELS = {"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"}

@@ -3,7 +3,7 @@
 from analysis import detections, figures
 from analysis.products import arguments
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 
 MODULE = "analysis.pictures"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common import cli
-from common.cli import METHODS
 from common.files import sha256_of_file, sha256_of_text, write_json
+from common.names import METHODS
 
 _DIGESTS = ".inputs.json"
 _STYLE = Path(__file__).with_name("style.py")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.names import model_order
-from common.cli import PROFILES, UserError
+from common.errors import UserError
+from common.names import PROFILES
 from common.records import TASKS, key_of, read_records
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_co
 from analysis.products import arguments, digest_of_files, folder, make_once, not_comparable
 from analysis.records import in_order, report_problems
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import atomic_write
 from common.records import key_of, read_records
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.names import DATASETS, METRIC_NAMES, model_colour, model_name, model_order
 from analysis.products import arguments, figure_files, folder, make_once
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import sha256_of_file
 from common.records import key_of, read_records
 

@@ -26,8 +26,9 @@ from analysis.names import (
 from analysis.products import arguments, folder, not_comparable
 from analysis.records import difference, report_problems, settings_of
 from common import cli
-from common.cli import METHODS, UserError
+from common.errors import UserError
 from common.files import atomic_write
+from common.names import METHODS
 from common.records import key_of, read_records
 
 if TYPE_CHECKING:

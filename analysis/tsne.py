@@ -12,13 +12,13 @@ from analysis import features
 from analysis.names import CLASS_COLOURS, model_name
 from analysis.products import arguments, figure_files, folder, make_once
 from common import cli
-from common.cli import UserError
+from common.errors import UserError
 from common.files import atomic_path, atomic_write, sha256_of_file
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from common.data import LabelledImages
+    from common.images import LabelledImages
 
 MODULE = "analysis.tsne"
 PERPLEXITY = 30.0

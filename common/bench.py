@@ -1,15 +1,8 @@
-"""The performance table: every room's benchmarks in one run, printed and kept in reports/bench.json.
-
-make bench
-"""
+"""What the rooms' benchmarks share: entries with targets, their table, and what measures time and memory."""
 
 import gc
-import json
 import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
@@ -17,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
 from common import cli
+from common.errors import UserError
 from common.files import write_json
-
-ROOMS = ("pretrain.bench", "transfer.bench", "detection.bench")  # modules that write their entries to `--json FILE`
 
 
 class Entry(TypedDict):
@@ -157,7 +149,7 @@ def run_room(
         benchmarks = {name: benchmark.on(device) for name, benchmark in (on_device or {}).items()}
     missing = [name for name in args.only or () if name not in benchmarks]
     if missing:
-        raise cli.UserError(
+        raise UserError(
             f"{missing[0]} is measured on a GPU, and there is none; add --device cpu to rehearse it"
             if device is None
             else f"{missing[0]} is measured on the CPU; set CUDA_VISIBLE_DEVICES= to nothing, and leave --device out"
@@ -194,31 +186,3 @@ def measure(module: str, benchmarks: Mapping[str, Benchmark], device: str | None
         if found.memory_mib is not None:
             entry["memory_mib"] = round(found.memory_mib, 1)
         yield entry
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run every room's benchmarks, one process after another, and write the whole table."""
-    parser = cli.Parser("common.bench", description=__doc__)
-    parser.add_argument("--reports", default=Path("reports"), type=Path, help="where bench.json goes")
-    args = parser.parse_args(argv)
-    path = args.reports / "bench.json"
-    print(f"[common.bench] {', '.join(ROOMS)} -> {path.resolve()}; leave the machine alone meanwhile", flush=True)
-    entries: list[Entry] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for module in ROOMS:
-            part = Path(folder) / f"{module}.json"
-            done = subprocess.run([sys.executable, "-m", module, "--json", str(part)], check=False)
-            if done.returncode:
-                raise cli.UserError(f"{module} failed; what it printed says why")
-            entries += json.loads(part.read_text())
-            write_json(path, entries)  # what is measured is kept, whatever comes
-    if len(ROOMS) > 1:
-        print(table(entries), flush=True)
-    missed = [entry["id"] for entry in entries if not met(entry)]
-    print(
-        f"{len(entries)} measured, {len(missed)} missed their target{': ' if missed else ''}{', '.join(missed)}  {path}"
-    )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbones import architecture_of, build_backbone, shapes_of
-from common.cli import UserError
+from common.errors import UserError
 from common.files import atomic_write, sha256_of_file, write_json
 
 SCHEMA = 1

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.cli import UserError, make_data
+from common.errors import UserError
 from common.files import sha256_of_text
+from common.names import make_data
 
 PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, row by row
 # What a pickle of arrays and plain Python types names: today's numpy, and the one that wrote the official files.

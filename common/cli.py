@@ -1,37 +1,20 @@
 """What every command shares: its arguments, its first line, and errors that a user can act on."""
 
 import argparse
-import errno
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROFILES = ("demo", "cifar10", "imagenet")
-METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
-# What METHOD can be varied by, as in METHOD=simsiam_gsg-batch64; each is a file of pretrain/configs/ablation/.
-ABLATIONS = (
-    *("farthest", "random", "shared_views", "no_predictor"),
-    *("batch64", "batch128", "batch256", "batch512", "batch1024"),
-)
+from mmengine.config import DictAction
+
+from common.errors import UNWRITABLE, Stopped, UserError, last_line, rank
+from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
+from common.run import Subject
+
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # no fault of the code's
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: one line that names the thing and the remedy."""
-
-
-class Stopped(Exception):  # noqa: N818  (it is no error)
-    """A run that a signal ended, in a state to be resumed: the signal's number, and what happened."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,20 +98,6 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
     return result
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file."""
-
-    name: str
-    path: Path
-    make_it: str
-
-
-def checkpoint_name(method: str, seed: int) -> str:
-    """Return the stem of an export: the method, and the seed unless it is 0."""
-    return method if seed == 0 else f"{method}-seed{seed}"
-
-
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """Return the checkpoints that the arguments ask for; they need not exist yet."""
     if args.checkpoint is not None:
@@ -148,13 +117,6 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         )
         for method in args.method
     ]
-
-
-def make_data(name: str, data: Path, folder: Path | None = None) -> str:
-    """Return the remedy for a data set that is missing, or there in `folder` but incomplete: the end of an error."""
-    where = "" if data == Path("data") else f" DATA={shlex.quote(str(data))}"
-    first = f"move {folder} away and " if folder is not None and folder.is_dir() else ""
-    return f"{first}run `make data DATASET={name}{where}`"
 
 
 def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
@@ -203,11 +165,6 @@ def _group() -> Any:
     return distributed if here else None
 
 
-def rank() -> int:
-    """Return this process's number among those that torchrun or Slurm started, from 0."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-
-
 def _fail(message: str) -> NoReturn:
     if rank() > 0:
         time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
@@ -218,6 +175,69 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def last_line(message: object) -> str:
-    """Return the user's line of an error: a DataLoader worker re-raises with its traceback before it."""
-    return str(message).strip().splitlines()[-1].removeprefix("common.cli.UserError: ")
+class Options(DictAction):
+    """mmengine's DictAction, whose mistakes are one line."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Parse KEY=VALUE words into a dict."""
+        try:
+            super().__call__(*args, **kwargs)
+        except (ValueError, AssertionError, RecursionError) as error:  # mmengine recurses on dict(...) in a list
+            raise UserError(f"--cfg-options takes KEY=VALUE words, not {' '.join(args[2])}: {error}") from None
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --cfg-options, --resume, --overwrite and --launcher, which every trainer has."""
+    add_options_argument(parser)
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
+    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
+
+
+def add_options_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --cfg-options."""
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override config entries"
+    )
+
+
+def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what fits a trainer to a machine; `scale_options` turns it into config entries."""
+    parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
+    parser.add_argument(
+        "--accumulate",
+        type=whole("--accumulate", 1),
+        default=1,
+        metavar="N",
+        help="forward each process's batch in N parts, one step",
+    )
+    parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="torch.compile the backbone (needs a C++ compiler); reduce-overhead replays small networks as CUDA graphs",
+    )
+
+
+def add_deterministic_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --deterministic, for trainers whose every operation has a deterministic form on GPUs."""
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, also on a GPU")
+
+
+def scale_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the config entries that the arguments of `add_scale_arguments` and --deterministic mean."""
+    options: dict[str, Any] = {}
+    if args.amp:
+        options["optim_wrapper.dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[args.amp]
+    if args.accumulate > 1:
+        options["train_cfg.accumulate"] = args.accumulate
+    if args.channels_last:
+        options["channels_last"] = True
+    if args.compile:
+        options["compile"] = True if args.compile == "default" else {"mode": args.compile}
+    if getattr(args, "deterministic", False):
+        options["randomness.deterministic"] = True
+        options["env_cfg.cudnn_benchmark"] = False  # which of its algorithms is quickest differs from run to run
+    return options

@@ -1,6 +1,5 @@
 """mmengine config files: loading, overriding, checking and hashing, without importing torch."""
 
-import argparse
 import difflib
 import math
 import os
@@ -10,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config import config as parser_module
 
-from common.cli import UserError, whole
+from common.errors import UserError
 from common.files import sha256_of_text
 
 RUNNER_KEYS = frozenset(
@@ -22,17 +21,21 @@ RUNNER_KEYS = frozenset(
     load_from resume launcher env_cfg log_processor log_level visualizer default_scope randomness
     experiment_name compile find_unused_parameters sync_bn model_wrapper_cfg""".split()
 )
+
 # Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
 OUR_KEYS = frozenset("evaluation dataset_name arch channels_last device_views".split())
+
 SHARED_VALUES = frozenset(
     "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
 )
+
 # What the values of these keys must be, wherever in a config they stand: without it they would still give numbers.
 _LEAST = {  # of whole numbers
     **dict.fromkeys(("batch_size", "base_batch_size", "max_epochs", "max_iters", "accumulate", "k"), 1),
     **dict.fromkeys(("num_views", "num_classes", "layers", "dim", "hidden_dim"), 1),
     **dict.fromkeys(("num_workers", "workers"), 0),
 }
+
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
     "lr": ("a number from 0 on", lambda value: value >= 0),
@@ -40,123 +43,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_norm": ("a number above 0", lambda value: value > 0),
     "momentum": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
 }
+
 _DATA = "GSG_DATA"  # configs write the data root as "{{$GSG_DATA:data}}"
-
-
-class Options(DictAction):
-    """mmengine's DictAction, whose mistakes are one line."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Parse KEY=VALUE words into a dict."""
-        try:
-            super().__call__(*args, **kwargs)
-        except (ValueError, AssertionError, RecursionError) as error:  # mmengine recurses on dict(...) in a list
-            raise UserError(f"--cfg-options takes KEY=VALUE words, not {' '.join(args[2])}: {error}") from None
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg-options, --resume, --overwrite and --launcher, which every trainer has."""
-    add_options_argument(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
-    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
-
-
-def add_options_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --cfg-options."""
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Options, default={}, metavar="KEY=VALUE", help="override config entries"
-    )
-
-
-def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what fits a trainer to a machine; `scale_options` turns it into config entries."""
-    parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
-    parser.add_argument(
-        "--accumulate",
-        type=whole("--accumulate", 1),
-        default=1,
-        metavar="N",
-        help="forward each process's batch in N parts, one step",
-    )
-    parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
-    parser.add_argument(
-        "--compile",
-        nargs="?",
-        const="default",
-        choices=("default", "reduce-overhead", "max-autotune"),
-        help="torch.compile the backbone (needs a C++ compiler); reduce-overhead replays small networks as CUDA graphs",
-    )
-
-
-def add_deterministic_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --deterministic, for trainers whose every operation has a deterministic form on GPUs."""
-    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, also on a GPU")
-
-
-def scale_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the config entries that the arguments of `add_scale_arguments` and --deterministic mean."""
-    options: dict[str, Any] = {}
-    if args.amp:
-        options["optim_wrapper.dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[args.amp]
-    if args.accumulate > 1:
-        options["train_cfg.accumulate"] = args.accumulate
-    if args.channels_last:
-        options["channels_last"] = True
-    if args.compile:
-        options["compile"] = True if args.compile == "default" else {"mode": args.compile}
-    if getattr(args, "deterministic", False):
-        options["randomness.deterministic"] = True
-        options["env_cfg.cudnn_benchmark"] = False  # which of its algorithms is quickest differs from run to run
-    return options
-
-
-def share_batch(config: Config, launcher: str) -> str:
-    """Make the config's batch and workers those of one process, its learning rate that of the whole batch.
-
-    A config's `batch_size` is the total of a step over all processes and accumulated parts, its `num_workers`
-    the total of a node; `auto_scale_lr` holds the batch that the config's learning rate is meant for. Returns
-    a line that says what came out. Raises UserError when the batch cannot be shared evenly.
-    """
-    world, local = processes(launcher)
-    loader, parts = config.train_dataloader, config.train_cfg.get("accumulate", 1)
-    total = loader.batch_size
-    if total % (world * parts):
-        raise UserError(
-            f"config: a batch of {total} images cannot be shared by {world} processes of {parts} parts each; "
-            f"make train_dataloader.batch_size a multiple of {world * parts}"
-        )
-    loader.batch_size = total // (world * parts)
-    loader.num_workers = -(-loader.num_workers // local)
-    if loader.num_workers == 0:
-        loader.persistent_workers = False  # torch refuses them
-    said = f"batch {total}" + (f" = {world} x {parts} x {loader.batch_size}" if world * parts > 1 else "")
-    scaling = config.get("auto_scale_lr", {})
-    if scaling.get("enable"):
-        optimizer, base = config.optim_wrapper.optimizer, scaling.base_batch_size
-        scaled = optimizer.lr * total / base
-        said += f", learning rate {scaled:g} = {optimizer.lr:g} x {total} / {base}"
-        optimizer.lr, scaling.enable = scaled, False
-    else:
-        said += f", learning rate {config.optim_wrapper.optimizer.lr:g}"
-    return said
-
-
-def processes(launcher: str) -> tuple[int, int]:
-    """Return how many processes the launcher started, in all and on this node.
-
-    Raises UserError if it started none.
-    """
-    if launcher == "none":
-        return 1, 1
-    started_by = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
-    world = "WORLD_SIZE" if launcher == "pytorch" else "SLURM_NTASKS"
-    if world not in os.environ:
-        raise UserError(f"--launcher {launcher} needs {started_by} to start the processes ({world} is not set)")
-    total = int(os.environ[world])
-    if launcher == "pytorch":
-        return total, int(os.environ.get("LOCAL_WORLD_SIZE", total))
-    return total, -(-total // int(os.environ.get("SLURM_NNODES", 1)))
 
 
 def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None) -> Config:

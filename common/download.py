@@ -24,7 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from common import cli
-from common.cli import UserError, make_data
+from common.errors import UNWRITABLE, UserError
+from common.names import make_data
 from common.preflight import read_list
 
 EMBEDDED = ("digits", "scenes")
@@ -164,7 +165,7 @@ def fetch(url: str, path: Path, md5: str) -> Path:
         try:
             complete = _continue(url, part)
         except (OSError, HTTPException) as error:  # of which urllib's are kinds
-            if isinstance(error, OSError) and error.errno in cli.UNWRITABLE:
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 raise UserError(f"cannot write {part} ({error.strerror}); make room and {by_hand}") from None
             if _size(part) > before:  # the connection broke, but it worked
                 continue
@@ -237,7 +238,7 @@ def _unpacking(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have errors of their own
-        if isinstance(error, OSError) and error.errno in cli.UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(f"cannot unpack {archive} ({error.strerror}); make room and try again") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked ({reason}); delete it and run the same command again") from None

@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from common.data import ImageFiles, image_folder
 from common.files import write_json
+from common.images import ImageFiles, image_folder
 
 VERSION = 2
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 from tqdm import tqdm
 
 from common.backbones import feature_dim
 from common.checkpoint import Checkpoint
-from common.cli import UserError
-from common.data import LabelledImages, Transformed
+from common.errors import UserError
 from common.files import alone, publish, sha256_of_text
+from common.images import IMAGENET_MEAN, IMAGENET_STD, LabelledImages
 
 DIGEST = 32  # bytes of a SHA-256
 FEW = 2000  # images that are read sooner than processes for it are started
@@ -295,3 +295,32 @@ def _resume(part: Path, sums: Path, key: str, total: int, width: int, batch_size
         part.write_bytes(header)
     sums.write_bytes(f"{done} {digest.hexdigest()}\n".encode())
     return done, digest
+
+
+class Transformed(Dataset[tuple[Any, int]]):
+    """The images of a `LabelledImages`, each through `transform`, with their indices."""
+
+    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images.image(index)), index
+
+
+def evaluation_transform(
+    size: int, *, resize: int | tuple[int, int] | None = None, interpolation: str = "bicubic"
+) -> Callable[[Image.Image], Tensor]:
+    """Return: resize, centre crop `size`, tensor (3, size, size), normalise by ImageNet's mean and deviation.
+
+    `resize` is the shorter side, or (height, width) at the cost of the aspect ratio, or None for the image's
+    own scale; lengths are in pixels.
+    """
+    steps: list[Callable[[Any], Any]] = []
+    if resize is not None:
+        target = resize if isinstance(resize, int) else tuple(resize)
+        steps.append(transforms.Resize(target, transforms.InterpolationMode(interpolation)))
+    steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return transforms.Compose(steps)

@@ -11,9 +11,9 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from common.cli import UserError
+from common.errors import UserError
 from common.files import alone, sha256_of_text, write_json
-from common.pictures import readable
+from common.images import readable
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.config import ConfigDict
 
-from common.cli import UserError
+from common.errors import UserError
 from common.preflight import check_once, decoded_size, read_json, read_list
 
 # Two empty boxes of the published instances_train2017.json (cocodataset/cocoapi, issue 355), by image. They are

@@ -35,10 +35,10 @@ def data_wait(device: str = "cpu") -> Found:
     from mmengine.hooks import Hook
 
     register()
-    import common.steps  # noqa: F401  (registers the loop)
-    from common.dense import fit_to_arch, share
+    import common.engine.steps  # noqa: F401  (registers the loop)
     from common.embedded import ensure_embedded
-    from common.engine import build_runner, set_run
+    from common.engine.runner import build_runner, set_run
+    from common.mmlab.finetune import fit_to_arch, share
 
     on_gpu = device == "cuda"
     warm_up, steps = WARM_UP[device], STEPS[device]
@@ -113,7 +113,7 @@ def write_voc(root: Path) -> None:
 
 def compiled_ops() -> Any:
     """Return mmcv's compiled extension, or None where it is not built."""
-    from common import openmmlab
+    from common.mmlab import ops as openmmlab
 
     openmmlab.prepare()
     spec = importlib.util.find_spec("mmcv._ext")
@@ -130,7 +130,7 @@ def op_ratio(name: str, repeats: int = REPEATS, size: int = 1000) -> tuple[float
     """
     import torch
 
-    from common import openmmlab
+    from common.mmlab import ops as openmmlab
 
     if compiled_ops() is None:
         raise Skipped("mmcv's compiled operators are not installed; torchvision serves them")

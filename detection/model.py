@@ -8,7 +8,7 @@ from mmdet.models import DetDataPreprocessor, RPNHead, SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from common.pipeline import Unblocking
+from common.mmlab.pipeline import Unblocking
 
 
 @MODELS.register_module()

@@ -7,8 +7,8 @@ root, or by their whole path if they lie elsewhere.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.dense import named
 from common.files import write_json
+from common.mmlab.finetune import named
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

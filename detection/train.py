@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import cli, dense
+from common import cli
+from common.mmlab import finetune as dense
+from common.names import make_data
 from detection import predictions
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs=Path(__file__).parent / "configs",
         metrics={name: (f"{args.dataset}/{name}", 1.0) for name in ("AP", "AP50", "AP75")},
         register=register,
-        place=f"{cli.make_data(args.dataset, args.data)}, or {PLACE[args.dataset]}",
+        place=f"{make_data(args.dataset, args.data)}, or {PLACE[args.dataset]}",
         variant="frozen" if args.frozen else None,
         options=FROZEN if args.frozen else {},
         preflight=check,
@@ -64,10 +66,10 @@ def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, fl
 
 def register() -> None:
     """Make mmdet's modules and ours known to the registries."""
-    from common.openmmlab import register_detection
+    from common.mmlab.ops import register_detection
 
     register_detection()
-    import common.pipeline  # noqa: F401
+    import common.mmlab.pipeline  # noqa: F401
     import detection.datasets
     import detection.metrics
     import detection.model  # noqa: F401

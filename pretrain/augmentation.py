@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
-from common.cli import UserError
-from common.data import IMAGENET_MEAN, IMAGENET_STD
+from common.errors import UserError
+from common.images import IMAGENET_MEAN, IMAGENET_STD
 
 # The loader's workers fill the cores already. mmengine's Runner sets this too; a plain DataLoader does not.
 cv2.setNumThreads(0)

@@ -28,8 +28,10 @@ import pretrain.methods
 import pretrain.optim  # noqa: F401  (these register what the configs name)
 from common import cli
 from common.bench import Benchmark, peak_memory, run_room, silence
-from common.config import load_config, share_batch
-from common.engine import build_runner, keep_freed_memory, set_run
+from common.config import load_config
+from common.engine.batch import share_batch
+from common.engine.processes import keep_freed_memory
+from common.engine.runner import build_runner, set_run
 from pretrain.bench_device import BYOL, CHOSEN, DEVICE_BENCHMARKS, FRESH, SHARED, SIMSIAM
 from pretrain.bench_views import measure as measure_views
 from pretrain.train import CONFIGS

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.bench import DeviceBenchmark, Found, device_peak, silence, write_photos
-from common.config import load_config, share_batch
-from common.draws import Draw, mix
-from common.engine import build_runner, set_run
+from common.config import load_config
+from common.engine.batch import share_batch
+from common.engine.draws import Draw, mix
+from common.engine.runner import build_runner, set_run
 from pretrain.device_views import DeviceViews, start_device_views, use_device_views
 from pretrain.train import CONFIGS
 from pretrain.views import MultiView, PixelBatches, collate_visits

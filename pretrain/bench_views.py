@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 
 from common.bench import write_photos
 from common.config import load_config
-from common.data import IMAGENET_MEAN, IMAGENET_STD
+from common.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.views import EpochSampler, MultiView
 
 BATCH = 32

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cifar import cifar10
-from common.cli import UserError
-from common.data import LabelledImages, check_classes, image_folder
 from common.embedded import digits
+from common.errors import UserError
+from common.images import LabelledImages, check_classes, image_folder
 
 if TYPE_CHECKING:
     from mmengine.config import Config

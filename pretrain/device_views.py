@@ -20,8 +20,8 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torchvision.transforms import functional
 
-from common.data import IMAGENET_MEAN, IMAGENET_STD
-from common.engine import unwrapped
+from common.engine.processes import unwrapped
+from common.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain import augmentation
 from pretrain.augmentation import build_steps
 from pretrain.gsg import sent

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import UserError
+from common.errors import UserError
 from common.files import is_whole_zip, set_aside, write_json
-from common.records import OVERWRITE, git_state
+from common.names import OVERWRITE
+from common.records import git_state
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,9 +12,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from common.backbones import feature_dim
-from common.cli import UserError
-from common.config import processes
-from common.engine import start_worker, unwrapped
+from common.engine.batch import processes
+from common.engine.processes import unwrapped
+from common.engine.stopping import start_worker
+from common.errors import UserError
 from common.features import Features, forward
 from pretrain.data import open_images
 from pretrain.knn import evaluation_view, knn_accuracy

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.config import add_options_argument, config_sha256, load_config
-from common.records import RecordKey, start_run
+from common.cli import add_options_argument
+from common.config import config_sha256, load_config
+from common.errors import UserError
+from common.records import RecordKey
+from common.run import Subject, start_run
 from pretrain.data import label, use_folder
 
 if TYPE_CHECKING:
@@ -103,7 +106,7 @@ def knn_accuracy(bank: "Features", queries: "Features", *, k: int, temperature: 
 
     total = sum(all_gather_object(len(bank.y)))
     if k > total:
-        raise cli.UserError(f"config: kNN with k={k} needs as many images, the bank has {total}; lower k")
+        raise UserError(f"config: kNN with k={k} needs as many images, the bank has {total}; lower k")
     device = pick_device()
     similarity, index = nearest_neighbours(queries.x, bank.x, k, device=device)
     near = torch.as_tensor(bank.y, device=device)[index]
@@ -119,7 +122,7 @@ def knn_accuracy(bank: "Features", queries: "Features", *, k: int, temperature: 
 
 def evaluation_view(settings: Any) -> "Callable[[Image], Tensor]":
     """Return the test transform that `settings` (a config's `evaluation`) describes."""
-    from common.data import evaluation_transform
+    from common.features import evaluation_transform
 
     return evaluation_transform(
         settings["size"], resize=settings["resize"], interpolation=settings.get("interpolation", "bicubic")
@@ -142,7 +145,7 @@ def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "t
     return train, test
 
 
-def evaluate(args: argparse.Namespace, subject: cli.Subject, config: "Config") -> None:
+def evaluate(args: argparse.Namespace, subject: Subject, config: "Config") -> None:
     """Evaluate one checkpoint and write its record."""
     settings = config.evaluation
     sha = config_sha256(config, data=args.data_root or args.data)

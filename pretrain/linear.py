@@ -10,22 +10,18 @@ from pathlib import Path
 from mmengine.config import Config
 
 from common import cli
-from common.config import (
-    add_config_arguments,
-    add_deterministic_argument,
-    add_scale_arguments,
-    config_sha256,
-    load_config,
-    scale_options,
-    share_batch,
-)
-from common.records import RecordKey, start_run
+from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
+from common.config import config_sha256, load_config
+from common.engine.batch import share_batch
+from common.names import checkpoint_name
+from common.records import RecordKey
+from common.run import Subject, start_run
 from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> None:
+def evaluate(args: argparse.Namespace, subject: Subject, config: Config) -> None:
     """Train and test the classifier on one checkpoint and write its record: top-1 and top-5, last and best."""
     sha = config_sha256(config, data=args.data_root or args.data)
     data = label(config.train_dataloader.dataset.images)
@@ -39,14 +35,14 @@ def evaluate(args: argparse.Namespace, subject: cli.Subject, config: Config) -> 
     if run is None:
         return
     from common.checkpoint import load_checkpoint
-    from common.engine import alone_in, build_runner, set_run, train
+    from common.engine.runner import alone_in, build_runner, set_run, train
     from common.features import pick_device
     from common.files import sha256_of_text
     from pretrain import loop, optim, probe, views  # noqa: F401  (these register what the configs name)
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     config.model.backbone = dict(name=checkpoint.arch)
-    work_dir = args.runs / args.profile / "linear" / cli.checkpoint_name(subject.name, args.seed)
+    work_dir = args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed)
     batch = config.train_dataloader.batch_size
     shared = share_batch(config, args.launcher)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)

@@ -8,7 +8,7 @@ from mmengine.dist import all_reduce
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
-from common.steps import take_step
+from common.engine.steps import take_step
 
 
 @LOOPS.register_module()

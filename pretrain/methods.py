@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
-from common.cli import UserError
+from common.errors import UserError
 from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, negative_cosine, pick, sent
 from pretrain.heads import predictor as build_predictor
 from pretrain.heads import projector as build_projector

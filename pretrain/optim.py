@@ -7,8 +7,8 @@ from mmengine.optim.scheduler import CosineAnnealingLR
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
-import common.steps  # noqa: F401  (registers the wrapper)
-from common.engine import unwrapped
+import common.engine.steps  # noqa: F401  (registers the wrapper)
+from common.engine.processes import unwrapped
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -15,7 +15,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from common.backbones import build_backbone, feature_dim
-from common.engine import unwrapped
+from common.engine.processes import unwrapped
 from pretrain.methods import OVERLAPPING
 
 OPTIMIZERS.register_module(name="LARS", module=Lars, force=True)

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.config import (
-    add_config_arguments,
-    add_deterministic_argument,
-    add_scale_arguments,
-    config_sha256,
-    load_config,
-    scale_options,
-    share_batch,
-)
+from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
+from common.config import config_sha256, load_config
+from common.engine.batch import share_batch
+from common.errors import UserError
+from common.names import checkpoint_name
 from pretrain.data import label, use_folder
 from pretrain.export import check_replaceable, export_backbone, is_exported
 
@@ -36,7 +32,7 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     path = CONFIGS / args.profile / f"{method}.py"
     changes = load_config(CONFIGS / "ablation" / f"{ablation}.py", data=args.data).to_dict() if ablation else {}
     if {"guide", "views"} & changes.get("model", {}).keys() and not method.endswith("_gsg"):
-        raise cli.UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")
+        raise UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")
     config = load_config(path, data=args.data, options={**changes, **scale_options(args), **args.cfg_options})
     if args.skip_corrupt:
         config.train_dataloader.dataset.skip_corrupt = True
@@ -49,7 +45,7 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
 
 def pretrain(args: argparse.Namespace, method: str) -> None:
     """Train one method, unless its export is there already, and export its online backbone."""
-    name = cli.checkpoint_name(method, args.seed)
+    name = checkpoint_name(method, args.seed)
     config = method_config(args, method)
     sha = config_sha256(config, data=args.data_root or args.data)
     path = args.checkpoints / args.profile / f"{name}.pth"
@@ -64,13 +60,14 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     import pretrain.methods
     import pretrain.optim
     import pretrain.views  # noqa: F401  (these register what the configs name)
-    from common.engine import alone_in, build_runner, set_run, train, unwrapped, with_config_mistakes_named
+    from common.engine.processes import unwrapped
+    from common.engine.runner import alone_in, build_runner, set_run, train, with_config_mistakes_named
     from pretrain.device_views import start_device_views, use_device_views
 
     batch = config.train_dataloader.batch_size
     shared = share_batch(config, args.launcher)
     if config.train_dataloader.batch_size < 2:
-        raise cli.UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
+        raise UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
     if args.stop_on_collapse:
         config.default_hooks.collapse.stop = True
     if config.get("device_views"):
@@ -85,7 +82,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
         if runner.rank == 0:
             print(f"{name}: {shared}", flush=True)
         if runner.max_iters == 0:
-            raise cli.UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+            raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
         if config.get("device_views"):
             start_device_views(runner)
         train(runner)

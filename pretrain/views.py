@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 from tqdm import tqdm
 
-from common.cli import UserError
-from common.data import ImageFiles, LabelledImages, evaluation_transform
-from common.draws import Draw, mix, seeded
-from common.features import pick_workers
+from common.engine.draws import Draw, mix, seeded
+from common.errors import UserError
+from common.features import evaluation_transform, pick_workers
+from common.images import ImageFiles, LabelledImages
 from pretrain.augmentation import RandomResizedCrop, build_augmentation, build_steps
 from pretrain.data import open_images
 
@@ -179,7 +179,7 @@ class LabelledView(Dataset[dict[str, Any]]):
     """Images with labels, each through one transform, for the linear classifier.
 
     With `augmentation` (see `build_augmentation`), a random view, as `MultiView` draws it; without, the test
-    transform of `size` and `resize` (`common.data.evaluation_transform`).
+    transform of `size` and `resize` (`common.features.evaluation_transform`).
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.registry import DATA_SAMPLERS
 
-from common.draws import Draw, EndlessBatches
+from common.engine.draws import Draw, EndlessBatches
 
 
 class Scaled(NamedTuple):

@@ -11,8 +11,8 @@ from mmseg.datasets import ADE20KDataset
 from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from common.cli import UserError
-from common.data import read_class_map
+from common.errors import UserError
+from common.images import read_class_map
 from segmentation.batches import Scaled
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.dense import named
 from common.files import atomic_path, write_json
+from common.mmlab.finetune import named
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

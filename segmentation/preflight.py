@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import UserError
-from common.data import read_class_map
+from common.errors import UserError
+from common.images import read_class_map
 from common.preflight import check_once, decoded_size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from common.cli import UserError
+from common.errors import UserError
 
 
 @PARAM_SCHEDULERS.register_module()

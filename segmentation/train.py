@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import cli, dense
+from common import cli
+from common.errors import UserError
+from common.mmlab import finetune as dense
+from common.names import make_data
 from segmentation import predictions, preflight
 
 if TYPE_CHECKING:
@@ -28,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cli.announce("segmentation.train", args, runs=args.runs)
     if args.single_scale and args.profile == "demo":
-        raise cli.UserError("--single-scale is for PROFILE=imagenet; the demo is tested at one scale as it is")
+        raise UserError("--single-scale is for PROFILE=imagenet; the demo is tested at one scale as it is")
     task = dense.Task(
         name="segmentation",
         dataset="ade20k",
         configs=Path(__file__).parent / "configs",
         metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
         register=register,
-        place=f"{cli.make_data('ade20k', args.data)}, or {PLACE}",
+        place=f"{make_data('ade20k', args.data)}, or {PLACE}",
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
         preflight=preflight.check,
@@ -57,10 +60,10 @@ def facts(config: "Config") -> dict[str, Any]:
 
 def register() -> None:
     """Make mmseg's modules and ours known to the registries."""
-    from common.openmmlab import register_segmentation
+    from common.mmlab.ops import register_segmentation
 
     register_segmentation()
-    import common.pipeline  # noqa: F401
+    import common.mmlab.pipeline  # noqa: F401
     import segmentation.batches
     import segmentation.datasets
     import segmentation.metric

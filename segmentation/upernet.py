@@ -16,7 +16,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.pipeline import Unblocking
+from common.mmlab.pipeline import Unblocking
 
 STRIDE = 4  # pixels of the image a pixel of the head's output
 STRIP = 64  # rows that are scored at a time in the test

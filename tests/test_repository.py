@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from common import cli
-from common.lock import HEADER, LEFT_OUT, LINUX_ONLY
+from common.names import METHODS, PROFILES
+from tools.lock_requirements import HEADER, LEFT_OUT, LINUX_ONLY
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis")
@@ -175,7 +175,7 @@ def test_help_is_the_default_and_lists_every_target(tmp_path):
     listed = dict(re.findall(r"^  make (\S+)\s+(\S.*)$", done.stdout, re.M))
     assert set(listed) == PHONY
     assert os.listdir(tmp_path) == ["Makefile"]
-    for word in (*cli.PROFILES, *cli.METHODS, "all"):
+    for word in (*PROFILES, *METHODS, "all"):
         assert word in done.stdout
 
 
@@ -234,15 +234,15 @@ def test_the_data_set_reaches_transfer_and_download():
         ({}, "python -m ", ""),
         ({"GPUS": 0}, "python -m ", ""),
         ({"GPUS": 1}, "python -m ", ""),
-        ({"GPUS": 8}, "python -m common.launch --standalone --nproc_per_node 8 -m ", "--launcher pytorch"),
+        ({"GPUS": 8}, "python -m tools.launch --standalone --nproc_per_node 8 -m ", "--launcher pytorch"),
         (
             {"GPUS": 1, "LAUNCHER": "torchrun"},
-            "python -m common.launch --standalone --nproc_per_node 1 -m ",
+            "python -m tools.launch --standalone --nproc_per_node 1 -m ",
             "--launcher pytorch",
         ),
         (
             {"GPUS": 8, "NODES": 2, "HEAD": "a:29500"},
-            "python -m common.launch --nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500 "
+            "python -m tools.launch --nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500 "
             "--nproc_per_node 8 -m ",
             "--launcher pytorch",
         ),

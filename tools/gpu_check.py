@@ -19,6 +19,7 @@ from typing import Any
 
 from common import cli
 from common.bench import met, table
+from common.errors import UserError
 from common.files import write_json
 from common.records import git_state, versions
 
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise cli.UserError("torch sees no CUDA device here; DEVICE=cpu (--device cpu) rehearses the check")
+        raise UserError("torch sees no CUDA device here; DEVICE=cpu (--device cpu) rehearses the check")
     rows = {module: list(importlib.import_module(module).DEVICE_BENCHMARKS) for module in ROOMS}
     if args.only not in PARTS:
         cli.one_of("part", [*PARTS, *(name for names in rows.values() for name in names)])(args.only)
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     said = f"; missed: {', '.join(missed)}" if missed else ""
     print(f"{time.monotonic() - started:.0f} s{said}  {path}", flush=True)
     if not well:
-        raise cli.UserError("a test or a benchmark failed; what it printed says why")
+        raise UserError("a test or a benchmark failed; what it printed says why")
 
 
 if __name__ == "__main__":

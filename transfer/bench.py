@@ -136,7 +136,8 @@ def extractions() -> tuple[float, float]:
 
     from common.backbones import build_backbone
     from common.checkpoint import Checkpoint
-    from common.data import ImageFiles, evaluation_transform
+    from common.features import evaluation_transform
+    from common.images import ImageFiles
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -170,7 +171,7 @@ def reference_extraction(checkpoint: Any, parts: Sequence[Any], transform: Any) 
     import torch
     from torch.utils.data import DataLoader
 
-    from common.data import Transformed
+    from common.features import Transformed
 
     network, found = checkpoint.backbone(), []
     for images in parts:
@@ -256,8 +257,7 @@ def gpu_extraction(name: str) -> Found:
 
     from common.backbones import build_backbone
     from common.checkpoint import Checkpoint
-    from common.data import evaluation_transform
-    from common.features import BATCH, FEW, extract_features, pick_workers
+    from common.features import BATCH, FEW, evaluation_transform, extract_features, pick_workers
 
     device = torch.device(name)
     arch, size, many, few = ("resnet50", 224, 36_864, 4096) if name == "cuda" else ("test_resnet", 32, 320, 64)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import cli
-from common.cli import UserError, make_data
 from common.download import SOURCES
+from common.errors import UserError
+from common.names import make_data
 
 if TYPE_CHECKING:
-    from common.data import ImageFiles, LabelledImages
+    from common.images import ImageFiles, LabelledImages
 
 DEMO = ("demo",)
 PAPER = ("cifar10", "imagenet")  # the profiles that know the paper's data sets
@@ -164,7 +165,7 @@ def _aircraft(data: Path) -> Recognition:
 
 def _caltech(data: Path, split: Mapping[str, Sequence[str]] | None = None, *, upstream: bool = False) -> Recognition:
     """Read Caltech-101 as `split` says, by default as drawn; labels are the sorted folders, BACKGROUND_Google 0."""
-    from common.data import ImageFiles, image_folder
+    from common.images import ImageFiles, image_folder
 
     root = data / "caltech101" / "101_ObjectCategories"
     images = image_folder(root, name="caltech101", hint=_remedy("caltech101", data))
@@ -298,7 +299,7 @@ def _sun397(data: Path) -> Recognition:
     An image's class is its folder. Upstream's reader (`datasets/sun397.py`) takes the first class whose name
     occurs anywhere in the path, which labels the barns as bars; that is not followed.
     """
-    from common.data import ImageFiles
+    from common.images import ImageFiles
 
     root = data / "SUN397"
     names = _lines(root / "ClassName.txt", _remedy("sun397", data))  # /a/abbey
@@ -332,7 +333,7 @@ def read_voc(root: Path, name: str, classes: Sequence[str], remedy: str) -> Reco
 
 
 def _voc_split(root: Path, name: str, classes: Sequence[str], split: str, remedy: str) -> ImageFiles:
-    from common.data import ImageFiles
+    from common.images import ImageFiles
 
     columns, order = [], None
     for word in classes:
@@ -365,7 +366,7 @@ def _official(
             raise UserError(f"data set {name}: {path} is missing; {remedy}")
     from torchvision import datasets
 
-    from common.data import ImageFiles
+    from common.images import ImageFiles
 
     parts = []
     for split in splits:
@@ -391,7 +392,7 @@ def _files_and_labels(source: Any) -> tuple[Sequence[Any], Sequence[int]]:
 
 def _recognition(*parts: ImageFiles) -> Recognition:
     """Join train, val and test; or train and test, of which the 20 % rule makes val."""
-    from common.data import ImageFiles
+    from common.images import ImageFiles
 
     *trainval, test = parts
     if len(trainval) == 1:

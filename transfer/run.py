@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.cli import Subject, UserError
 from common.download import SOURCES
+from common.errors import UNWRITABLE, UserError, last_line
 from common.files import sha256_of_file, sha256_of_text, write_json
-from common.records import RecordKey, Run, read_record, start_run
+from common.records import RecordKey, read_record
+from common.run import Run, Subject, start_run
 from transfer.datasets import DATASETS, NotPublishedError, Recognition, known, load, read_split, suite
 from transfer.sweep import SETTINGS, Outcome, Part, check_labels, sweep
 
@@ -112,7 +113,7 @@ def _is_of_other_size(name: str, pairs: Sequence[tuple[Subject, str]], args: arg
     try:
         load(name, args.data, args.split_file)
     except NotPublishedError as error:
-        print(f"warning: {cli.last_line(error)}; until then its records are of the variant {ANY_SIZE}", flush=True)
+        print(f"warning: {last_line(error)}; until then its records are of the variant {ANY_SIZE}", flush=True)
         return True
     except Exception:  # which its job will meet and report, and the other jobs need not
         return False
@@ -127,8 +128,7 @@ def _settings(job: Job, args: argparse.Namespace) -> str:
 def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     # These bring torch, which a run that is already done need not wait for.
     from common.checkpoint import load_checkpoint
-    from common.data import evaluation_transform
-    from common.features import extract_features, pick_device, pick_workers
+    from common.features import evaluation_transform, extract_features, pick_device, pick_workers
 
     spec = DATASETS[run.key.dataset]
     checkpoint = load_checkpoint(job.subject.path, make_it=job.subject.make_it)
@@ -263,10 +263,10 @@ def _attempt(job: Job, args: argparse.Namespace, alone: bool) -> str | None:
     except UserError as error:
         if alone:
             raise
-        print(f"error: {job.title}: {cli.last_line(error)}", file=sys.stderr, flush=True)
-        return cli.last_line(error)
+        print(f"error: {job.title}: {last_line(error)}", file=sys.stderr, flush=True)
+        return last_line(error)
     except Exception as error:
-        if alone or (isinstance(error, OSError) and error.errno in cli.UNWRITABLE):  # which all others would meet, too
+        if alone or (isinstance(error, OSError) and error.errno in UNWRITABLE):  # which all others would meet, too
             raise
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
@@ -364,7 +364,7 @@ def _is_recorded(job: Job, args: argparse.Namespace) -> bool:
 
 def _write_split(found: Recognition, path: Path) -> dict[str, str]:
     """Write the lists beside the records, for others to use by --split-file; return the protocol's word on them."""
-    from common.data import ImageFiles
+    from common.images import ImageFiles
 
     parts = {"train": found.both, "test": found.test}
     lists = {part: list(images.paths) for part, images in parts.items() if isinstance(images, ImageFiles)}

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import UserError
+from common.errors import UserError
 from transfer.calibration import calibrate
 from transfer.metrics import METRICS
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from common import records
-from common.cli import METHODS, checkpoint_name
-from common.records import RecordKey, Run
+from common.names import METHODS, checkpoint_name
+from common.records import RecordKey
+from common.run import Run
 
 CLASSES = ["background", "cup", "door"]
 PALETTE = [[10, 20, 30], [200, 0, 0], [0, 0, 250]]

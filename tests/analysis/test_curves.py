@@ -3,7 +3,7 @@ import re
 import pytest
 
 from analysis import curves, style
-from common.cli import UserError
+from common.errors import UserError
 
 
 def test_curves(args, log, capsys):

@@ -9,7 +9,7 @@ from PIL.ImageColor import getrgb
 
 from analysis import detections, pictures
 from analysis.detections import Box, Shown, class_colour, find
-from common.cli import UserError
+from common.errors import UserError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from analysis import figures, style
-from common.cli import UserError
+from common.errors import UserError
 from tests.analysis.conftest import PALETTE
 
 

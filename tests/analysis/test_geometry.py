@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from analysis import geometry
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
-from common.cli import UserError
+from common.errors import UserError
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(args, checkpoint, monkeypa
 @pytest.mark.parametrize(("label", "size"), [("digits", 32), ("cifar10", 32), ("imagenet", 48)])
 def test_views_differ_but_are_the_same_each_time(args, label, size):
     from analysis import features
-    from common.data import evaluation_transform
+    from common.features import evaluation_transform
 
     images, _ = features.open_images(args)
     views = geometry.TwoViews(images, geometry._views(label, size), evaluation_transform(size))

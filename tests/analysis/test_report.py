@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from analysis import comparison, protocol, report
-from common.cli import UserError
+from common.errors import UserError
 from common.records import read_records
 
 HERE = Path(report.__file__).parent

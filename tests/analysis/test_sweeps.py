@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from analysis import sweeps
-from common.cli import UserError
-from common.records import RecordKey, Run
+from common.errors import UserError
+from common.records import RecordKey
+from common.run import Run
 
 
 def leave(results, model, dataset="digits", variant=None, seed=0, peak=20, details=True):

@@ -18,7 +18,7 @@ from analysis import render, tables
 from analysis.names import model_order
 from analysis.render import csv, latex, markdown, tex
 from analysis.tables import make_tables, number, read_tables
-from common.cli import UserError
+from common.errors import UserError
 
 
 def build(args):

@@ -10,7 +10,7 @@ from sklearn.metrics import silhouette_score
 from analysis import features, tsne
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
-from common.cli import UserError
+from common.errors import UserError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, damaged_entry, load_checkpoint, load_into, save_checkpoint
-from common.cli import UserError
+from common.errors import UserError
 
 META = dict.fromkeys(META_KEYS, "") | {"arch": "resnet18", "name": "ours", "epochs": 3, "seed": 0, "feature_dim": 512}
 

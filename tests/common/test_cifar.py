@@ -8,7 +8,7 @@ import pytest
 
 from common import cifar
 from common.cifar import cifar10, cifar100
-from common.cli import UserError
+from common.errors import UserError
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 FILES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]

@@ -16,8 +16,13 @@ from torch.utils.data import DataLoader
 from common import cli
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, save_checkpoint
-from common.cli import METHODS, PROFILES, UserError, announce, checkpoint_name, method_list, parser, subjects
-from common.data import Transformed, image_folder
+from common.cli import announce, method_list, parser, subjects
+from common.errors import UserError
+from common.features import Transformed
+from common.images import image_folder
+from common.names import METHODS, PROFILES, checkpoint_name, make_data
+
+RAISING = "from common import cli\nfrom common.errors import UserError\ndef main(): raise {}\ncli.run(main)"
 
 
 def python(script, **options):
@@ -45,7 +50,7 @@ def test_a_command_that_ends_well():
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        ("cli.UserError('checkpoint x is missing')", "error: checkpoint x is missing"),
+        ("UserError('checkpoint x is missing')", "error: checkpoint x is missing"),
         ("OSError(28, 'No space left on device', 'a/b.pth')", "error: cannot write a/b.pth: No space left on device; "),
         ("OSError(28, 'No space left on device')", "error: cannot write a file: No space left on device; "),
         ("OSError(122, 'Disk quota exceeded', 'b')", "error: cannot write b: Disk quota exceeded; "),
@@ -53,7 +58,7 @@ def test_a_command_that_ends_well():
     ],
 )
 def test_a_user_s_error_is_one_line_and_exit_code_1(error, line):
-    done = python(f"from common import cli\ndef main(): raise {error}\ncli.run(main)")
+    done = python(RAISING.format(error))
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith(line)
@@ -63,17 +68,18 @@ def test_a_user_s_error_is_one_line_and_exit_code_1(error, line):
 
 @pytest.mark.parametrize("error", ["ValueError('a bug')", "OSError(2, 'No such file or directory', 'x')"])
 def test_a_fault_of_ours_keeps_its_traceback(error):
-    done = python(f"from common import cli\ndef main(): raise {error}\ncli.run(main)")
+    done = python(RAISING.format(error))
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize(("end", "code", "left"), [("pass", 0, "False\n"), ("raise cli.UserError('x')", 1, "")])
+@pytest.mark.parametrize(("end", "code", "left"), [("pass", 0, "False\n"), ("raise UserError('x')", 1, "")])
 def test_a_process_leaves_its_group_before_python_exits(end, code, left, tmp_path):
     """Else gloo's threads abort the exit now and then; after a mistake, Python does not exit in order at all."""
     done = python(
         "import atexit, torch\n"
         "from common import cli\n"
+        "from common.errors import UserError\n"
         "atexit.register(lambda: print(torch.distributed.is_initialized()))\n"
         "def main():\n"
         f"    torch.distributed.init_process_group('gloo', 'file://{tmp_path}/store', rank=0, world_size=1)\n"
@@ -266,7 +272,7 @@ def test_exit_code_of_an_interrupt_is_the_shell_s():
 
 
 def test_the_remedy_for_a_data_set_is_a_command_to_copy(tmp_path):
-    assert cli.make_data("dtd", Path("data")) == "run `make data DATASET=dtd`"
-    assert cli.make_data("dtd", Path("/my data")) == "run `make data DATASET=dtd DATA='/my data'`"
-    assert cli.make_data("dtd", Path("data"), tmp_path / "dtd") == "run `make data DATASET=dtd`"
-    assert cli.make_data("dtd", Path("data"), tmp_path) == f"move {tmp_path} away and run `make data DATASET=dtd`"
+    assert make_data("dtd", Path("data")) == "run `make data DATASET=dtd`"
+    assert make_data("dtd", Path("/my data")) == "run `make data DATASET=dtd DATA='/my data'`"
+    assert make_data("dtd", Path("data"), tmp_path / "dtd") == "run `make data DATASET=dtd`"
+    assert make_data("dtd", Path("data"), tmp_path) == f"move {tmp_path} away and run `make data DATASET=dtd`"

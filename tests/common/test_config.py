@@ -7,8 +7,9 @@ import pytest
 from mmengine.registry import MODELS
 
 from common import config as config_module
-from common.cli import Parser, UserError
-from common.config import add_config_arguments, config_sha256, load_config, mistake_in
+from common.cli import Parser, add_config_arguments
+from common.config import config_sha256, load_config, mistake_in
+from common.errors import UserError
 
 TEXT = """
 arch = "resnet18"

@@ -21,8 +21,8 @@ from scipy.io import savemat
 
 from common import cli, download, embedded
 from common.cifar import cifar10
-from common.cli import UserError
 from common.download import SOURCES, File, Source, fetch, provide
+from common.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(5000)
 

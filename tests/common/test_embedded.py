@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from common import embedded
-from common.cli import UserError
 from common.embedded import CLASSES, SCENE_SIZE, digit_split, digits, ensure_embedded, generate, make_scene
+from common.errors import UserError
 
 COUNTS = {"train": 6, "val": 3, "test": 5}
 VOC = "VOCdevkit/VOC2007"

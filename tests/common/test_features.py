@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from common import features
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, Checkpoint, load_checkpoint, save_checkpoint
-from common.cli import UserError
-from common.data import evaluation_transform, image_folder
-from common.features import FEW, extract_features, pick_workers
+from common.errors import UserError
+from common.features import FEW, evaluation_transform, extract_features, pick_workers
+from common.images import image_folder
 
 TRANSFORM = evaluation_transform(32)
 

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import records
-from common.cli import PROFILES, Subject, UserError
+from common.errors import UserError
 from common.files import sha256_of_file
-from common.records import METRICS, TASKS, RecordKey, git_state, read_record, read_records, start_run, validate
+from common.names import PROFILES
+from common.records import METRICS, TASKS, RecordKey, git_state, read_record, read_records, validate
+from common.run import Run, Subject, start_run
 
 VALID = {
     "schema": 1,
@@ -84,7 +86,7 @@ def test_the_example_of_the_design_is_valid():
 def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, metrics, variant):
     root = tmp_path_factory.mktemp("results")
     key = RecordKey(profile, task, "m", "d", seed, variant)
-    path = finish(records.Run(key, "aa", "bb"), root, **metrics)
+    path = finish(Run(key, "aa", "bb"), root, **metrics)
     record = read_record(path)
     assert {k: record[k] for k in ("profile", "task", "model", "dataset", "seed", "metrics")} == {
         "profile": profile,
@@ -100,7 +102,7 @@ def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, 
 
 def test_details_are_kept_and_must_be_an_object(tmp_path):
     details = {"AP_per_class": {"cat": 12.5}}
-    path = records.Run(KEY, "aa", "bb").finish(
+    path = Run(KEY, "aa", "bb").finish(
         tmp_path, metrics={"AP": 12.5}, protocol={}, data_fingerprint="cc", device="cpu", details=details
     )
     assert read_record(path)["details"] == details
@@ -174,14 +176,14 @@ def test_the_path_contract(key, path):
 @pytest.mark.parametrize("value", [float("nan"), 101.0, -1.0])
 def test_a_bad_metric_leaves_no_record(tmp_path, value):
     with pytest.raises(ValueError, match=r"metrics\.accuracy"):
-        finish(records.Run(KEY, "aa", "bb"), tmp_path, accuracy=value)
+        finish(Run(KEY, "aa", "bb"), tmp_path, accuracy=value)
     assert not list(tmp_path.iterdir())
 
 
 def test_records_of_one_profile_never_bring_another_s(tmp_path):
     for profile in ("demo", "cifar10", "imagenet"):
         for dataset in ("b", "a"):
-            finish(records.Run(RecordKey(profile, "knn", "m", dataset, 0), "aa", "bb"), tmp_path, top1=1.0)
+            finish(Run(RecordKey(profile, "knn", "m", dataset, 0), "aa", "bb"), tmp_path, top1=1.0)
     found = list(read_records(tmp_path, "cifar10"))
     assert [(r["profile"], r["dataset"]) for r in found] == [("cifar10", "a"), ("cifar10", "b")]
     assert list(read_records(tmp_path / "nowhere", "demo")) == []

@@ -9,9 +9,9 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from common.cli import UserError
 from common.config import load_config
-from common.dense import datasets
+from common.errors import UserError
+from common.mmlab.finetune import datasets
 from detection.annotations import PUBLISHED_EMPTY, check
 from detection.train import register
 from tests.detection.layouts import write_coco, write_voc

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from common import bench as table
-from common import embedded, openmmlab
+from common import embedded
 from common.config import load_config
+from common.mmlab import ops as openmmlab
 from detection import bench
 
 BUILT = bench.compiled_ops() is not None

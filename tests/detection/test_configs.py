@@ -10,8 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
-from common.config import load_config, share_batch
-from common.dense import scale_iterations
+from common.config import load_config
+from common.engine.batch import share_batch
+from common.mmlab.finetune import scale_iterations
 from detection.train import FROZEN, register
 
 CONFIGS = Path("detection/configs")

@@ -5,8 +5,8 @@ import PIL.Image
 import pytest
 from mmengine.dataset import Compose
 
-from common.cli import UserError
 from common.config import load_config
+from common.errors import UserError
 from detection.train import register
 
 XML = """<annotation><size><width>20</width><height>10</height><depth>3</depth></size>

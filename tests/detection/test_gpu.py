@@ -13,8 +13,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from common.config import load_config
-from common.dense import fit_to_arch
-from common.steps import StepOptimWrapper
+from common.engine.steps import StepOptimWrapper
+from common.mmlab.finetune import fit_to_arch
 from detection.train import main, register
 from tests.dense import Place
 from tests.waits import waits

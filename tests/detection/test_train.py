@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import embedded, engine
-from common.cli import UserError
+from common import embedded
+from common.engine import runner as engine
+from common.engine.progress import Progress
+from common.errors import UserError
 from common.records import read_record
 from detection import predictions
 from detection.train import main, register
@@ -186,7 +188,7 @@ def test_interrupted_at_other_moments(paper: Place, tmp_path: Path, monkeypatch,
     paper.run(main, *arguments, arch=None, options=options)
     other = Place(paper.data, tmp_path / "other")
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(stop))
+        patch.setattr(Progress, "after_train_iter", _interrupt_after(stop))
         with pytest.raises(KeyboardInterrupt):
             other.run(main, *arguments, arch=None, options=options)
     other.run(main, *arguments, "--resume", arch=None, options=options)
@@ -196,7 +198,7 @@ def test_interrupted_at_other_moments(paper: Place, tmp_path: Path, monkeypatch,
 
 
 def _interrupt_after(steps: int):
-    original = engine.Progress.after_train_iter
+    original = Progress.after_train_iter
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         original(self, runner, *args, **kwargs)
@@ -221,7 +223,7 @@ def test_two_processes_share_a_batch_and_leave_one_record(paper: Place) -> None:
     checkpoint = paper.checkpoint("resnet18")
     argv = [f"--{kind}={paper.root / kind}" for kind in ("checkpoints", "results", "runs")]
     argv += [f"--data={paper.data}", f"--checkpoint={checkpoint}", "--name=tiny", "--profile=imagenet"]
-    launch = [sys.executable, "-m", "common.launch", "--standalone", "--nproc_per_node", "2", "-m", "detection.train"]
+    launch = [sys.executable, "-m", "tools.launch", "--standalone", "--nproc_per_node", "2", "-m", "detection.train"]
     done = subprocess.run(
         [*launch, "--launcher", "pytorch", *argv, "--cfg-options", *paper_options("voc", iterations=3), *NARROW],
         capture_output=True,

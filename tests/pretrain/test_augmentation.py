@@ -13,9 +13,9 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from common.cli import UserError
 from common.config import load_config
-from common.data import IMAGENET_MEAN, IMAGENET_STD
+from common.errors import UserError
+from common.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.augmentation import (
     GaussianBlur,
     NormalizedTensor,

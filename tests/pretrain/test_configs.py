@@ -15,7 +15,8 @@ from torch import nn
 import pretrain.methods
 import pretrain.optim
 import pretrain.probe  # noqa: F401  (these register what the configs name)
-from common.config import load_config, share_batch
+from common.config import load_config
+from common.engine.batch import share_batch
 from pretrain.augmentation import build_augmentation
 from pretrain.train import CONFIGS
 from pretrain.views import LabelledView

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from common.cli import UserError
+from common.errors import UserError
 from pretrain import knn, train
 from pretrain.data import open_images
 from tests.pretrain.tiny import TINY

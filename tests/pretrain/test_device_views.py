@@ -12,11 +12,11 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-import common.data
 from common.checkpoint import load_checkpoint
-from common.cli import UserError
 from common.config import load_config
-from common.draws import Draw, seeded
+from common.engine.draws import Draw, seeded
+from common.errors import UserError
+from common.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain import augmentation
 from pretrain.augmentation import build_augmentation
 from pretrain.device_views import (
@@ -144,7 +144,7 @@ def test_the_whole_list_stays_within_two_levels_of_pils(profile):
     for image in IMAGES:
         steps = device_steps(steps_of(profile))
         views = make_views(steps, batch(*[image] * 30).byte(), torch.Generator().manual_seed(1))
-        mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (common.data.IMAGENET_MEAN, common.data.IMAGENET_STD))
+        mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         want = replay(steps, image, 30, torch.Generator().manual_seed(1))
         for view, reference in zip(views, want, strict=True):
             levels = ((view * deviation + mean) * 255).permute(1, 2, 0).numpy()
@@ -305,7 +305,7 @@ def test_other_images_are_cropped_by_the_loader_as_without_the_device(tmp_path, 
 
 
 def normalised(crop: torch.Tensor) -> torch.Tensor:
-    tensor = augmentation.NormalizedTensor(common.data.IMAGENET_MEAN, common.data.IMAGENET_STD)
+    tensor = augmentation.NormalizedTensor(IMAGENET_MEAN, IMAGENET_STD)
     return tensor(np.ascontiguousarray(crop.permute(1, 2, 0).numpy()))
 
 
@@ -373,7 +373,7 @@ def test_a_run_resumes_within_an_epoch_bit_for_bit(space, monkeypatch):
     run_train("--device-views", options=options)
     whole = weights_and_log(space, "simsiam")
     remove_export(space)
-    from common.engine import Runner
+    from common.engine.runner import Runner
 
     class KilledError(Exception):
         pass

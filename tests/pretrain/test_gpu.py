@@ -16,9 +16,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import pretrain.optim  # noqa: F401  (registers what the configs name)
-from common import engine
-from common.cli import Stopped
-from common.steps import StepOptimWrapper, take_step
+from common.engine import runner as engine
+from common.engine.processes import unwrapped
+from common.engine.steps import StepOptimWrapper, take_step
+from common.errors import Stopped
 from pretrain import linear, methods
 from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, sent
 from pretrain.methods import derangement
@@ -367,7 +368,7 @@ def test_one_process_of_a_launcher_with_syncbn_trains_as_one_alone(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    launched = engine.unwrapped(wrapped)
+    launched = unwrapped(wrapped)
     assert launched is not wrapped
     assert any(isinstance(module, nn.SyncBatchNorm) for module in launched.modules()) == (device.type == "cuda")
     assert next(launched.parameters()).device.type == device.type

@@ -13,8 +13,8 @@ import torch
 
 from common import files
 from common.checkpoint import load_checkpoint
-from common.cli import Stopped, UserError
-from common.engine import Progress
+from common.engine.progress import Progress
+from common.errors import Stopped, UserError
 from pretrain import methods
 from tests.pretrain.tiny import log, remove_export, run_train, start, weights_and_log
 
@@ -133,7 +133,7 @@ def test_a_signal_to_every_process_of_a_job_ends_it_with_one_line(space, number)
 
 
 def test_two_processes_stop_after_the_same_step_and_one_can_go_on(space):
-    torchrun = ("-m", "common.launch", "--standalone", "--nproc_per_node", "2")
+    torchrun = ("-m", "tools.launch", "--standalone", "--nproc_per_node", "2")
     # A checkpoint every step: the one of the signal's step has just been written, or is being written.
     options = ("train_cfg.max_epochs=40", "default_hooks.checkpoint.interval=1")
     process = start("--launcher", "pytorch", space=space, options=options, prefix=torchrun)
@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_stops_at_once(space, monkeypatch):
 
 
 def test_a_mistake_is_one_line_however_many_processes_make_it(space):
-    launch = ("-m", "common.launch", "--standalone", "--nproc_per_node", "2")
+    launch = ("-m", "tools.launch", "--standalone", "--nproc_per_node", "2")
     process = start("--launcher", "pytorch", space=space, options=("model.giude=nearest",), prefix=launch)
     said, errors = process.communicate(timeout=90)
     assert process.returncode == 1

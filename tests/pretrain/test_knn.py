@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from common.backbones import build_backbone
-from common.cli import UserError
+from common.errors import UserError
 from common.features import Features, forward
 from pretrain import hooks, knn
 from pretrain.hooks import KnnMonitor

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli import UserError
+from common.errors import UserError
 from pretrain.gsg import Views, gsg_loss
 from pretrain.heads import predictor, projector
 from pretrain.methods import BYOL, SimSiam, derangement, spread

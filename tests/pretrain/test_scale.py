@@ -17,11 +17,12 @@ from torch import nn
 
 import pretrain.methods
 import pretrain.optim
-from common import engine
 from common.checkpoint import load_checkpoint
-from common.cli import UserError
-from common.config import share_batch
-from common.engine import Runner, unwrapped
+from common.engine import runner as engine
+from common.engine.batch import share_batch
+from common.engine.processes import _start_gloo, unwrapped
+from common.engine.runner import Runner
+from common.errors import UserError
 from pretrain import hooks, knn, train
 from pretrain.loop import ResumableEpochLoop
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
@@ -99,7 +100,7 @@ def steps(rank: int, world: int, method: str, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
     if world > 1:
         os.environ["MASTER_PORT"] = Path(folder, "port").read_text()
-        engine._start_gloo("pytorch")
+        _start_gloo("pytorch")
     torch.manual_seed(0)
     model = MODELS.build(dict(type=method, **SMALL))
     if world > 1:
@@ -152,12 +153,14 @@ def free_port() -> int:
 RANKS = '''
 """Train as the arguments say, and keep this process's weights."""
 import os, sys, torch
-from common import cli, engine
+from common import cli
+from common.engine import runner as engine
+from common.engine.processes import unwrapped
 from pretrain import train
 original = engine.train
 def keep(runner):
     original(runner)
-    state = {k: v for k, v in engine.unwrapped(runner.model).state_dict().items() if "running" not in k}
+    state = {k: v for k, v in unwrapped(runner.model).state_dict().items() if "running" not in k}
     torch.save((state, torch.get_rng_state()), f"rank{runner.rank}.pth")
 engine.train = keep
 cli.run(lambda: train.main(sys.argv[1:]))
@@ -171,7 +174,7 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     arguments += [*TINY[1:-1], "default_hooks.checkpoint.interval=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if launcher == "pytorch":
-        torchrun = ["-m", "common.launch", "--standalone", "--nproc_per_node", "2"]
+        torchrun = ["-m", "tools.launch", "--standalone", "--nproc_per_node", "2"]
         done = [subprocess.run([sys.executable, *torchrun, "ranks.py", *arguments], cwd=space, env=environment)]
     else:
         environment |= dict(SLURM_NTASKS="2", SLURM_NNODES="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -463,7 +466,7 @@ def test_ablations_are_small_changes_to_a_method(profile, name, want):
 
 
 def test_every_ablation_has_its_file_and_every_file_its_name():
-    from common.cli import ABLATIONS
+    from common.names import ABLATIONS
 
     assert {path.stem for path in (train.CONFIGS / "ablation").glob("*.py")} == set(ABLATIONS)
 

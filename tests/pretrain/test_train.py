@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from common.checkpoint import load_checkpoint
-from common.cli import UserError
-from common.engine import Progress
+from common.engine.progress import Progress
+from common.errors import UserError
 from pretrain import knn, linear, train
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
 
@@ -49,7 +49,7 @@ def test_the_export_is_the_online_backbone(space):
 
 @pytest.mark.parametrize("zero", [False, True])
 def test_the_runner_starts_from_the_weights_that_were_built(space, zero, monkeypatch):
-    from common.engine import Runner
+    from common.engine.runner import Runner
 
     seen = []
     monkeypatch.setattr(Runner, "load_or_resume", lambda self: seen.append(copy.deepcopy(self.model.state_dict())))
@@ -207,7 +207,7 @@ def test_linear_evaluation_of_imagenet_runs_by_accumulation_and_on_two_processes
         (
             "two",
             ["--launcher", "pytorch"],
-            ["-m", "common.launch", "--standalone", "--nproc_per_node", "2", "-m", "pretrain.linear"],
+            ["-m", "tools.launch", "--standalone", "--nproc_per_node", "2", "-m", "pretrain.linear"],
         ),
     ):
         command = [sys.executable, *start, *subject, *extra, "--data-root", "data", "--results", where]
@@ -287,7 +287,7 @@ def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, mo
     path = space / "results/demo/linear/simsiam/data-seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
     path.unlink()
-    monkeypatch.setattr("common.steps.take_step", None)
+    monkeypatch.setattr("common.engine.steps.take_step", None)
     monkeypatch.setattr("pretrain.loop.take_step", None)
     linear.main(command)
     assert json.loads(path.read_text())["metrics"] == metrics

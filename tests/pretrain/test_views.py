@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from common.cli import UserError
+from common.errors import UserError
 from pretrain.views import Draw, EpochSampler, LabelledView, MultiView
 
 CROP = [dict(type="RandomResizedCrop", size=16, scale=(0.2, 1.0))]

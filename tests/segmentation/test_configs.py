@@ -8,8 +8,8 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from common.cli import UserError
 from common.config import load_config
+from common.errors import UserError
 from segmentation.schedule import StaircasePolyLR
 from segmentation.train import register
 
@@ -20,7 +20,7 @@ SCALES = [(1000, 300), (1000, 375), (1000, 450), (1000, 525), (1000, 600)]  # lo
 @pytest.fixture(scope="module")
 def config():
     register()
-    import common.steps  # noqa: F401
+    import common.engine.steps  # noqa: F401
 
     return load_config(CONFIG, data=Path("data"))
 

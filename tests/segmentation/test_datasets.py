@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import InfiniteSampler
 from PIL import Image
 
-from common.cli import UserError
+from common.errors import UserError
 from segmentation.preflight import check
 from segmentation.train import register
 
@@ -147,7 +147,7 @@ def test_ade20k_reads_labels_as_classes_in_the_order_of_the_names(settings) -> N
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope("mmseg"):
-        import common.pipeline  # noqa: F401
+        import common.mmlab.pipeline  # noqa: F401
 
         pipeline = [{"type": "LoadImage"}, {"type": "LoadClassMap"}]
         dataset = ADE20K(data_root=settings.data_root, data_prefix=dict(settings.data_prefix), pipeline=pipeline)

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from analysis import figures
-from common import engine
-from common.cli import UserError
+from common.engine import runner as engine
+from common.engine.progress import Progress
+from common.engine.resume import read_resume_file
+from common.errors import UserError
 from common.records import read_record
 from segmentation.train import main
 from tests.dense import Place
@@ -29,7 +31,9 @@ def broken(place: Place, tmp_path: Path) -> Place:
 def test_two_steps_of_resnet50_leave_a_record_and_predictions(
     place: Place, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("common.draws.image_size")  # the check knows all sizes: batches are grouped without the files
+    monkeypatch.delattr(
+        "common.engine.draws.image_size"
+    )  # the check knows all sizes: batches are grouped without the files
     results = place.run(main, arch="resnet50", options=SMALL)
     record = read_record(results / RECORD)
     assert set(record["metrics"]) == {"mIoU", "aAcc"}
@@ -90,14 +94,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     whole, broken = Place(small_ade20k, tmp_path / "whole"), Place(small_ade20k, tmp_path / "broken")
     whole.run(main, *arguments, arch=None, options=tuple(options))
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Progress, "after_train_iter", _interrupt_after(3))
+        patch.setattr(Progress, "after_train_iter", _interrupt_after(3))
         with pytest.raises(KeyboardInterrupt):
             broken.run(main, *arguments, arch=None, options=tuple(options))
     broken.run(main, *arguments, "--resume", arch=None, options=tuple(options))
     folder = WORK_DIR.replace("demo", "imagenet")
-    expected, found = (
-        engine.read_resume_file(place.root / folder / "iter_5.pth")["state_dict"] for place in (whole, broken)
-    )
+    expected, found = (read_resume_file(place.root / folder / "iter_5.pth")["state_dict"] for place in (whole, broken))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -106,7 +108,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 
 def _interrupt_after(steps: int):
-    original = engine.Progress.after_train_iter
+    original = Progress.after_train_iter
 
     def after_train_iter(self, runner, *args, **kwargs) -> None:
         original(self, runner, *args, **kwargs)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.cli import UserError
+from common.errors import UserError
 from tools import gpu_check
 from tools.gpu_check import Report, main, run_tests, summary
 

@@ -7,7 +7,8 @@ import pytest
 
 from common.backbones import build_backbone
 from common.checkpoint import Checkpoint
-from common.data import ImageFiles, evaluation_transform
+from common.features import evaluation_transform
+from common.images import ImageFiles
 from transfer import bench
 from transfer.bench import Problem, in_float64, make_features, our_extraction, our_sweep, reference_extraction
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from common import embedded
-from common.cli import UserError
-from common.data import ImageFiles
 from common.download import SOURCES
+from common.errors import UserError
+from common.images import ImageFiles
 from tests.transfer.layouts import WRITERS
 from transfer import datasets
 from transfer.datasets import (

@@ -12,9 +12,9 @@ import torch
 from common import embedded
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
-from common.cli import UserError
-from common.data import ImageFiles
+from common.errors import UserError
 from common.files import sha256_of_file
+from common.images import ImageFiles
 from common.records import read_records
 from tests.transfer import small as small_copies
 from transfer import run

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from common.cli import UserError
+from common.errors import UserError
 from transfer import sweep as module
 from transfer.metrics import mean_average_precision_11
 from transfer.sweep import WEIGHT_DECAYS, Part, Path, check_labels, inverse, noting_convergence, sweep

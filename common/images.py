@@ -4,31 +4,30 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import transforms
 
-from common.cli import UserError, rank
+from common.errors import UserError, rank
 from common.files import sha256_of_text
-from common.pictures import readable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
     ".gif",
 )
+
 # Folders that systems add to those of a user; hidden ones, such as .ipynb_checkpoints, begin with a dot.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
-
 
 # From an image's (width, height) to the factor by which its reader may reduce it.
 Reduction = Callable[[tuple[int, int]], float]
@@ -96,19 +95,6 @@ class ImageFiles:
         `reduction`: see `read_image`.
         """
         return read_image(self.root / self.paths[index], reduction)
-
-
-class Transformed(Dataset[tuple[Any, int]]):
-    """The images of a `LabelledImages`, each through `transform`, with their indices."""
-
-    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Any]) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.images.image(index)), index
 
 
 def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
@@ -274,17 +260,21 @@ def _note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def evaluation_transform(
-    size: int, *, resize: int | tuple[int, int] | None = None, interpolation: str = "bicubic"
-) -> Callable[[Image.Image], Tensor]:
-    """Return: resize, centre crop `size`, tensor (3, size, size), normalise by ImageNet's mean and deviation.
+@contextmanager
+def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "restore the data set") -> Iterator[None]:
+    """Turn whatever Pillow raises in the block into a UserError that names the file and `remedy`, or `missing`.
 
-    `resize` is the shorter side, or (height, width) at the cost of the aspect ratio, or None for the image's
-    own scale; lengths are in pixels.
+    A damaged file makes its decoders fail in any way: OSError, SyntaxError, struct.error, MemoryError and others.
     """
-    steps: list[Callable[[Any], Any]] = []
-    if resize is not None:
-        target = resize if isinstance(resize, int) else tuple(resize)
-        steps.append(transforms.Resize(target, transforms.InterpolationMode(interpolation)))
-    steps += [transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    return transforms.Compose(steps)
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing; {missing}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
+        kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
+        raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None

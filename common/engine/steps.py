@@ -11,8 +11,8 @@ from mmengine.registry import LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
 
-import common.draws  # noqa: F401  (registers what the loop reads through)
-from common.engine import unwrapped
+import common.engine.draws  # noqa: F401  (registers what the loop reads through)
+from common.engine.processes import unwrapped
 
 
 def take_step(runner: Any, index: int, batches: Iterator[Any], shares: Sequence[float]) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from common.cli import UserError
 from common.config import load_config
-from common.dense import fit_to_arch, named, share
+from common.errors import UserError
+from common.mmlab.finetune import fit_to_arch, named, share
 
 
 @pytest.mark.parametrize("part", ["neck", "decode_head"])

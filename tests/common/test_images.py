@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.cli import UserError
-from common.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Transformed,
-    check_classes,
-    evaluation_transform,
-    image_folder,
-    read_class_map,
-    read_image,
-)
+from common.errors import UserError
+from common.features import Transformed, evaluation_transform
+from common.images import IMAGENET_MEAN, IMAGENET_STD, check_classes, image_folder, read_class_map, read_image
 
 
 def noise(width, height, seed=0):

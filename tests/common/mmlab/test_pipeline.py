@@ -4,7 +4,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch.utils.data._utils.pin_memory import pin_memory
 
-import common.pipeline  # noqa: F401
+import common.mmlab.pipeline  # noqa: F401
 
 
 def test_the_loaders_pinning_reaches_the_labels(monkeypatch) -> None:

@@ -18,11 +18,16 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from common import engine
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, load_checkpoint, save_checkpoint
-from common.cli import Stopped, UserError
-from common.engine import build_runner, newest_resume_file, read_resume_file, set_run, train, truncate_log
+from common.engine import runner as engine
+from common.engine.processes import seed_of_rank
+from common.engine.progress import StepOutputs
+from common.engine.resume import newest_resume_file, read_resume_file
+from common.engine.runner import build_runner, set_run, train
+from common.engine.stopping import StopOnSignal
+from common.errors import Stopped, UserError
+from common.log import truncate_log
 
 EPOCHS, STEPS, BATCH = 3, 4, 2  # steps are those of an epoch
 
@@ -140,7 +145,7 @@ def test_a_run_logs_its_progress(make, tmp_path, capsys):
 def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path, monkeypatch):
     """Lines every 3 of 12 steps, in epochs of 4: the last value is logged, and the history holds every one."""
     losses, reads = [], []
-    forward, read = TinyModel.forward, engine.StepOutputs.read
+    forward, read = TinyModel.forward, StepOutputs.read
 
     def spy(self, inputs, mode="loss"):
         out = forward(self, inputs, mode)
@@ -154,7 +159,7 @@ def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path
             reads.append(len(losses))
         read(self, runner)
 
-    monkeypatch.setattr(engine.StepOutputs, "read", note)
+    monkeypatch.setattr(StepOutputs, "read", note)
     runner = make(**{"default_hooks.progress.interval": 3, "default_hooks.logger": None})
     train(runner)
     assert reads == [3, 4, 6, 8, 9, 12]
@@ -163,7 +168,7 @@ def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path
 
 
 def test_histories_do_not_grow_with_the_run(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.StepOutputs, "KEPT", 2)
+    monkeypatch.setattr(StepOutputs, "KEPT", 2)
     runner = make()
     train(runner)
     history, counts = runner.message_hub.get_scalar("train/loss").data
@@ -205,7 +210,7 @@ def test_processes_ask_each_other_for_signals_at_the_same_few_steps(monkeypatch,
 
     monkeypatch.setattr(engine, "all_reduce", all_reduce)
     runner = Namespace(world_size=world, train_loop=Namespace(steps=12), max_iters=36)
-    hook = engine.StopOnSignal()
+    hook = StopOnSignal()
     for runner.iter in range(32):
         hook.after_train_iter(runner, 0)
     assert asked == ([] if world == 1 else list(steps))
@@ -533,7 +538,7 @@ def test_set_run_keeps_other_settings_of_randomness():
 
 def test_every_process_of_every_seed_has_a_stream_of_its_own():
     pairs = [(seed, rank) for seed in (*range(40), 2**32 - 1) for rank in range(40)]
-    seeds = [engine.seed_of_rank(*pair) for pair in pairs]
+    seeds = [seed_of_rank(*pair) for pair in pairs]
     assert len(set(seeds)) == len(pairs)
     assert all(0 <= seed < 2**63 for seed in seeds)
     first = {pair: seed for pair, seed in zip(pairs, seeds, strict=True) if pair in [(0, 0), (0, 1), (1, 0)]}
@@ -551,7 +556,7 @@ def test_a_process_draws_from_its_own_stream(monkeypatch):
     runner.cfg, runner._distributed, runner._world_size = Config(), True, 2
     for runner._seed, runner._rank in ((0, 0), (0, 1), (1, 0)):
         runner.wrap_model(None, nn.Linear(1, 1))
-        assert torch.initial_seed() == engine.seed_of_rank(runner._seed, runner._rank)
+        assert torch.initial_seed() == seed_of_rank(runner._seed, runner._rank)
 
 
 def test_an_interrupted_run_s_bar_is_closed_before_the_last_line(make, capfd):

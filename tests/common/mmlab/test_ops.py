@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.openmmlab import TorchvisionOps, prepare, register_detection, register_segmentation
+from common.mmlab.ops import TorchvisionOps, prepare, register_detection, register_segmentation
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 prepare()
 
@@ -151,7 +151,7 @@ def test_class_aware_nms_is_nms_of_each_class_however_many_classes(count, classe
 
 @STAND_IN
 def test_class_aware_nms_of_boxes_left_of_the_image_keeps_classes_apart():
-    from common.openmmlab import batched_nms
+    from common.mmlab.ops import batched_nms
 
     boxes = torch.tensor([[0.0, 0, 4, 4], [-5, -5, -1, -1]])  # moved by 5 pixels, the second would lie upon the first
     _, kept = batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), {"type": "nms", "iou_threshold": 0.5})
@@ -160,7 +160,7 @@ def test_class_aware_nms_of_boxes_left_of_the_image_keeps_classes_apart():
 
 @STAND_IN
 def test_nms_that_ignores_classes_or_is_left_out_is_mmcvs():
-    from common.openmmlab import batched_nms
+    from common.mmlab.ops import batched_nms
 
     boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]]), torch.tensor([0.8, 0.9])
     idxs, config = torch.tensor([0, 1]), {"type": "nms", "iou_threshold": 0.5}
@@ -319,7 +319,7 @@ def test_a_compiled_extension_wins(tmp_path):
     (tmp_path / "_ext.py").write_text("nms = 'compiled'\n")
     run_python(f"""
         import mmcv
-        from common.openmmlab import prepare
+        from common.mmlab.ops import prepare
         mmcv.__path__.append({str(tmp_path)!r})
         prepare()
         import importlib
@@ -653,7 +653,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_registering_both_prints_nothing():
     run = run_python("""
-        from common.openmmlab import register_detection, register_segmentation
+        from common.mmlab.ops import register_detection, register_segmentation
         register_detection()
         register_segmentation()
         register_detection()
@@ -668,7 +668,7 @@ def test_mmengine_prints_as_before_afterwards(capsys):
     """The notice is dropped while mmseg is imported, other messages pass, and nothing stays patched."""
     from mmengine.logging import logger, print_log
 
-    from common.openmmlab import _no_onedl_notices
+    from common.mmlab.ops import _no_onedl_notices
 
     with _no_onedl_notices():
         print_log("Could not import OneDL. Skipping OneDL datasets.")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common import openmmlab
+from common.mmlab import ops as openmmlab
 
 openmmlab.prepare()
 
@@ -19,6 +19,7 @@ from tests.common.test_openmmlab import (  # noqa: E402
     dense_detector,
     of_many_classes,
 )
+
 from tests.waits import waits  # noqa: E402
 
 # mmcv's compiled extension, where it is installed, is not ours to test, and takes no float64.

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-import common.steps
-from common.draws import Draw, Drawn, EndlessBatches, seeded
-from common.engine import build_runner, set_run, train
+import common.engine.steps
+from common.engine.draws import Draw, Drawn, EndlessBatches, seeded
+from common.engine.runner import build_runner, set_run, train
 
-ROOT = Path(common.steps.__file__).parents[1]
+ROOT = Path(common.engine.steps.__file__).parents[2]
 TALL = (1, 4, 5, 6)
 
 
@@ -199,7 +199,7 @@ def test_a_process_ends_though_its_loaders_workers_outlive_signals(tmp_path: Pat
     script = """
 import os, signal, time
 from torch.utils.data import DataLoader
-from common.engine import Runner
+from common.engine.runner import Runner
 loader = Runner.build_dataloader(dict(dataset=list(range(40)), batch_size=1, num_workers=1, persistent_workers=True,
                                       sampler=range(40), collate_fn=dict(type="default_collate")), seed=0)
 batches = iter(loader)

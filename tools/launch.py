@@ -1,4 +1,4 @@
-"""torchrun without its own tracebacks: `python -m common.launch --nproc_per_node 8 -m pretrain.train ...`.
+"""torchrun without its own tracebacks: `python -m tools.launch --nproc_per_node 8 -m pretrain.train ...`.
 
 A process that fails has said why; torchrun would bury that line under a traceback of its own.
 """

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common import cli, demo
+from common import cli
+from common.names import METHODS
+from tools import demo
 
 
 @pytest.fixture
@@ -76,9 +78,8 @@ def test_ctrl_c_ends_the_stage_first_and_then_the_demo_with_130(stage, tmp_path)
         cli.run(main)
         """,
     )
-    script = (
-        f"from common import cli, demo\ndemo.STAGES = ({slow!r}, {stage('second')!r})\ncli.run(lambda: demo.main([]))"
-    )
+    stages = f"{slow!r}, {stage('second')!r}"
+    script = f"from common import cli\nfrom tools import demo\ndemo.STAGES = ({stages})\ncli.run(lambda: demo.main([]))"
     # A group of its own, which gets the signal whole, as a terminal's foreground group does.
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -104,4 +105,4 @@ def test_the_stages_are_modules_of_this_project_that_take_these_arguments():
         assert len(arguments) % 2 == 0 or "--resume" in arguments
     reading = [arguments for _, (_, *arguments) in demo.STAGES[:-2]]
     assert all(arguments[:2] == ["--method", demo.METHODS] for arguments in reading)
-    assert set(demo.METHODS.split()) <= set(cli.METHODS)
+    assert set(demo.METHODS.split()) <= set(METHODS)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from common.lock import HEADER, LINUX, locked
+from tools.lock_requirements import HEADER, LINUX, locked
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_line(line, expected):
 
 def test_the_module_filters_standard_input():
     done = subprocess.run(
-        [sys.executable, "-m", "common.lock"],
+        [sys.executable, "-m", "tools.lock_requirements"],
         input="pip==1.0\na==1\nb==2\n",
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
-from common.data import read_image
+from common.images import read_image
 
 
 @TRANSFORMS.register_module()

@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config, ConfigDict
 
 from common import cli, records
-from common.config import (
-    add_config_arguments,
-    add_scale_arguments,
-    config_sha256,
-    load_config,
-    scale_options,
-    share_batch,
-)
+from common.cli import add_config_arguments, add_scale_arguments, scale_options
+from common.config import config_sha256, load_config
+from common.engine.batch import share_batch
+from common.errors import UserError
 from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
+from common.names import PROFILES
+from common.run import Run, Subject, start_run
 
 if TYPE_CHECKING:
-    from common.engine import Runner
+    from common.engine.runner import Runner
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 # Name -> depth and channels after layer1 ... layer4. All have the 7x7 stem and strides 4, 8, 16, 32.
@@ -84,8 +82,8 @@ def parser(module: str, description: str) -> cli.Parser:
 def evaluate_all(task: Task, args: argparse.Namespace) -> None:
     """Finetune, test and record every checkpoint that the arguments ask for, unless it is done already."""
     if not (task.configs / args.profile).is_dir():
-        known = ", ".join(p for p in cli.PROFILES if (task.configs / p).is_dir())
-        raise cli.UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
+        known = ", ".join(p for p in PROFILES if (task.configs / p).is_dir())
+        raise UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
     options = {**task.options, **scale_options(args), **args.cfg_options}
     path = task.configs / args.profile / f"{task.dataset}.py"
     config = load_config(path, data=args.data, options=options)
@@ -98,7 +96,7 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
         work_dir = args.runs / args.profile / f"{task.name}-{stem}" / f"{subject.name}-seed{args.seed}"
         key = records.RecordKey(args.profile, task.name, subject.name, task.dataset, args.seed, task.variant)
         products = [work_dir / WEIGHTS, work_dir / CONFIG, *task.products(work_dir)]
-        run = records.start_run(
+        run = start_run(
             key,
             subject,
             config_sha256=sha256,
@@ -119,16 +117,23 @@ def _evaluate(
     task: Task,
     args: argparse.Namespace,
     config: Config,
-    subject: cli.Subject,
-    run: records.Run,
+    subject: Subject,
+    run: Run,
     work_dir: Path,
     settings: str,
 ) -> None:
     task.register()
-    import common.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
+    import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
     from common.checkpoint import load_checkpoint
     from common.embedded import ensure_embedded
-    from common.engine import alone_in, build_runner, is_finished, mark_finished, set_run, with_config_mistakes_named
+    from common.engine.runner import (
+        alone_in,
+        build_runner,
+        is_finished,
+        mark_finished,
+        set_run,
+        with_config_mistakes_named,
+    )
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     fit_to_arch(config, checkpoint.arch)
@@ -144,7 +149,7 @@ def _evaluate(
     with alone_in(work_dir):
         trained = trained_weights(task, work_dir, settings)
         if args.test_only and trained is None:
-            raise cli.UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
+            raise UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
         runner = build_runner(
             config,
             settings=settings,
@@ -202,7 +207,7 @@ def fit_to_arch(config: Config, arch: str) -> None:
     Raises UserError for a network without the four stages at strides 4-32 that the dense heads read.
     """
     if arch not in RESNETS:
-        raise cli.UserError(
+        raise UserError(
             f"{arch} cannot serve a dense task, whose heads read strides 4, 8, 16 and 32 of a ResNet with a "
             f"7x7 stem; choose a checkpoint of {', '.join(RESNETS)}"
         )
@@ -219,7 +224,7 @@ def require_layout(config: Config, place: str) -> None:
         parts = [dataset.get("ann_file", ""), *dataset.data_prefix.values()]
         for path in (root, *(root / part for part in parts if part)):
             if not path.exists():
-                raise cli.UserError(f"data set: {path} is missing; {place} under {root}")
+                raise UserError(f"data set: {path} is missing; {place} under {root}")
 
 
 def datasets(config: Config) -> Iterator[ConfigDict]:
@@ -272,7 +277,7 @@ def save_weights(runner: "Runner", *, settings: str) -> None:
     """
     import torch
 
-    from common.engine import unwrapped
+    from common.engine.processes import unwrapped
 
     if runner.rank != 0:
         return
@@ -309,7 +314,7 @@ def load_weights(runner: "Runner", path: Path) -> None:
     """Make the runner test the weights of `path`, and let its work_dir have them."""
     import torch
 
-    from common.engine import unwrapped
+    from common.engine.processes import unwrapped
 
     unwrapped(runner.model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     runner.call_hook("before_run")
@@ -342,13 +347,13 @@ def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
                 try:
                     entries.append(f"{relpath(path, data)}:{path.stat().st_size}")
                 except FileNotFoundError:
-                    raise cli.UserError(f"{path} is listed but missing; restore the data set") from None
+                    raise UserError(f"{path} is listed but missing; restore the data set") from None
     return sha256_of_text(*entries)
 
 
 def protocol_facts(runner: "Runner", *, n_train: int, n_test: int) -> dict[str, Any]:
     """Return what a reader of the record must know to compare it."""
-    from common.engine import images_a_step
+    from common.engine.progress import images_a_step
 
     config = runner.cfg
     return {

@@ -1,0 +1,1 @@
+"""mmengine's Runner as all trainers use it: safe checkpoints, exact resuming, progress, several processes."""
