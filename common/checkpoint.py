@@ -104,14 +104,15 @@ def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, A
     write_json(path.with_suffix(".json"), meta)
 
 
-def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint:
+def load_checkpoint(path: Path, *, make_it: str = "make pretrain", sha256: str | None = None) -> Checkpoint:
     """Read and verify a checkpoint: ours, or any ResNet's state dict under torchvision's names.
 
     Those names may be bare, or under `module.encoder.` as facebookresearch/simsiam and the GSG authors save them;
     the classifier or projector `fc` and all that is not of the online encoder is left out. Tensors only are
     read (`weights_only=True`). Raises UserError when the file is missing (naming `make_it`, the command that
     makes it), truncated, damaged, no checkpoint, carries pickled objects, is in another layout, does not hold exactly
-    the tensors of its architecture, or holds weights that are not finite numbers.
+    the tensors of its architecture, or holds weights that are not finite numbers. `sha256` is the file's, if it is
+    known.
     """
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
@@ -134,7 +135,7 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain") -> Checkpoint
         arch, meta = found, {"arch": found, "name": path.stem}
     _check_fit(path, tensors, arch)
     _check_values(path, tensors, make_it)
-    return Checkpoint(path, sha256_of_file(path), tensors, meta, left_out)
+    return Checkpoint(path, sha256 or sha256_of_file(path), tensors, meta, left_out)
 
 
 def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:

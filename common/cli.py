@@ -12,7 +12,7 @@ from mmengine.config import DictAction
 
 from common.errors import UNWRITABLE, Stopped, UserError, last_line, rank
 from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
-from common.run import Subject
+from common.run import Folders, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
@@ -108,6 +108,11 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
     if args.name:
         raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
+    return exports(args)
+
+
+def exports(args: argparse.Namespace) -> list[Subject]:
+    """Return the checkpoints of our own that pretraining makes, of the arguments' methods and seed."""
     folder = args.checkpoints / args.profile
     return [
         Subject(
@@ -117,6 +122,11 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         )
         for method in args.method
     ]
+
+
+def folders(args: argparse.Namespace) -> Folders:
+    """Return where the command reads and writes."""
+    return Folders(args.data, args.checkpoints, args.results, args.runs)
 
 
 def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:

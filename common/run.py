@@ -2,16 +2,32 @@
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from common.errors import UserError
+from common.errors import UserError, rank
 from common.files import set_aside, sha256_of_file, write_json
 from common.names import OVERWRITE
 from common.records import SCHEMA, RecordKey, git_state, read_record, validate, versions
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from common.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a command reads and writes."""
+
+    data: Path = Path("data")
+    checkpoints: Path = Path("checkpoints")
+    results: Path = Path("results")
+    runs: Path = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -23,105 +39,152 @@ class Subject:
     make_it: str
 
 
-@dataclass
-class Run:
-    """A run in progress, from `start_run`: it knows when it started, and writes its record at the end."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """All that a run needs, resolved: nothing that takes a job reads the command line.
+
+    `settings` is the SHA-256 of what the result depends on beside the checkpoint; `config` is None for runs without a
+    config file, and shared: a run changes a copy. `products` are files that the run leaves beside its record.
+    """
 
     key: RecordKey
-    checkpoint_sha256: str
-    config_sha256: str
-    _started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    _clock: float = field(default_factory=time.monotonic)
+    subject: Subject
+    settings: str
+    folders: Folders
+    config: "Config | None" = None
+    work_dir: Path = Path()
+    products: Sequence[Path] = ()
+    launcher: str = "none"
+    resume: bool = False
+    overwrite: bool = True
+    again: bool = False  # also if its record is there
 
-    def finish(
-        self,
-        root: Path,
-        *,
-        metrics: Mapping[str, float],
-        protocol: Mapping[str, Any],
-        data_fingerprint: str,
-        device: str,
-        details: Mapping[str, Any] | None = None,
-    ) -> Path:
-        """Write the record and return its path. Percentages are 0-100. Raises ValueError on a bad field.
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.subject.name} on {self.key.dataset}"
 
-        A record of other settings, or of another checkpoint, in its place is kept beside it.
-        `details` is what stands behind the metrics, as plain JSON: the value of every class, a validation curve.
+    @property
+    def place(self) -> Path:
+        """The file of its record."""
+        return self.key.path(self.folders.results)
+
+    @property
+    def feature_cache(self) -> Path:
+        """The folder of the features that the evaluations of a profile share."""
+        return self.folders.runs / self.key.profile / "features"
+
+    @cached_property
+    def checkpoint_sha256(self) -> str:
+        """The checkpoint's hash. Raises UserError when the file is missing, naming the command that makes it."""
+        if not self.subject.path.is_file():
+            raise UserError(f"checkpoint {self.subject.path} is missing; make it with `{self.subject.make_it}`")
+        return sha256_of_file(self.subject.path)
+
+    def load(self) -> "Checkpoint":
+        """Return the checkpoint, checked. Raises UserError as `common.checkpoint.load_checkpoint` does."""
+        from common.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.subject.path, make_it=self.subject.make_it, sha256=self.checkpoint_sha256)
+
+    def is_done(self) -> bool:
+        """Return whether its record is there, of exactly this checkpoint and these settings, and its products are.
+
+        Raises UserError when the checkpoint is missing, and for a record of another checkpoint or other settings
+        unless the job is to `overwrite` it.
         """
-        commit, dirty = git_state()
-        record: dict[str, Any] = {
-            "schema": SCHEMA,
-            "profile": self.key.profile,
-            "task": self.key.task,
-            "model": self.key.model,
-            "dataset": self.key.dataset,
-            "seed": self.key.seed,
-            "metrics": {name: float(value) for name, value in metrics.items()},
-            "protocol": dict(protocol),
-            "provenance": {
-                "checkpoint_sha256": self.checkpoint_sha256,
-                "config_sha256": self.config_sha256,
-                "data_fingerprint": data_fingerprint,
-                "git_commit": commit,
-                "git_dirty": dirty,
-                "versions": {"python": platform.python_version(), **versions()},
-                "host": platform.node(),
-                "device": device,
-                "started": self._started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "seconds": round(time.monotonic() - self._clock, 1),
-            },
-        }
-        if details is not None:
-            record["details"] = dict(details)
-        if self.key.variant is not None:
-            record["protocol"]["variant"] = self.key.variant
-        validate(record)
-        path = self.key.path(root)
-        try:
-            others = path.is_file() and not self._is_of(path)
-        except UserError:  # it has been damaged since the run began
-            others = True
-        if others:
-            print(f"replacing a record of other settings, which is kept: {set_aside(path)}", flush=True)
-        write_json(path, record)
-        return path
+        sha256 = self.checkpoint_sha256
+        if not self.place.is_file():
+            return False
+        if self._is_of(self.place, sha256):
+            return not self.again and all(product.is_file() for product in self.products)
+        if not self.overwrite:
+            raise UserError(
+                f"{self.place} is the record of another checkpoint or other settings; {OVERWRITE} to replace it (it is "
+                "kept beside the new one), or choose other folders by --results and --runs"
+            )
+        return False
 
-    def _is_of(self, path: Path) -> bool:
-        """Return whether the record at `path` is of this checkpoint and these settings."""
+    def _is_of(self, path: Path, checkpoint_sha256: str) -> bool:
         made_of = read_record(path)["provenance"]
-        return (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (self.checkpoint_sha256, self.config_sha256)
+        return (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (checkpoint_sha256, self.settings)
+
+    def stands_in_the_way(self) -> bool:
+        """Return whether its record's place holds one of another checkpoint or other settings, or a damaged one."""
+        try:
+            return self.place.is_file() and not self._is_of(self.place, self.checkpoint_sha256)
+        except UserError:
+            return True
 
 
-def start_run(
-    key: RecordKey,
-    subject: Subject,
-    *,
-    config_sha256: str,
-    results: Path,
-    products: Iterable[Path] = (),
-    overwrite: bool = True,
-    again: bool = False,
-) -> Run | None:
-    """Return the run to do, or None after saying so when its record is there already.
+J = TypeVar("J", bound=Job)
 
-    A record counts only if it is of exactly this checkpoint and these settings, and if the other files that such a
-    run leaves, `products`, are there too; if the run is wanted `again`, it never does. Raises UserError when the
-    checkpoint is missing, naming the command that makes it, and without `overwrite` for a record of another
-    checkpoint or other settings.
+
+class Measured(NamedTuple):
+    """What a run found. Metrics are percentages, 0-100; `details` is what stands behind them, as plain JSON."""
+
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Any]
+    fingerprint: str  # of the data
+    device: str
+    details: Mapping[str, Any] | None = None
+
+
+def pending(jobs: Iterable[J]) -> list[J]:
+    """Return the jobs that are not done. Raises UserError as `Job.is_done` does."""
+    return [job for job in jobs if not job.is_done()]
+
+
+def todo(jobs: Sequence[J]) -> list[J]:
+    """Return the pending jobs, after a line for each that is done."""
+    left = pending(jobs)
+    for job in jobs:
+        if job not in left:
+            print(f"already done: {job.place}", flush=True)
+    return left
+
+
+def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
+    """Measure the job's checkpoint, write the record, and say in a line what came out. Return the record's path.
+
+    Of several processes that measure together, the first writes. A record of other settings or of another checkpoint
+    that stands in its place is kept beside it. Raises ValueError for a measurement that does not fit the schema.
     """
-    if not subject.path.is_file():
-        raise UserError(f"checkpoint {subject.path} is missing; make it with `{subject.make_it}`")
-    run = Run(key, sha256_of_file(subject.path), config_sha256)
-    path = key.path(results)
-    if not path.is_file():
-        return run
-    if run._is_of(path):
-        if not again and all(product.is_file() for product in products):
-            print(f"already done: {path}", flush=True)
-            return None
-    elif not overwrite:
-        raise UserError(
-            f"{path} is the record of another checkpoint or other settings; {OVERWRITE} to replace it (it is kept "
-            "beside the new one), or choose other folders by --results and --runs"
-        )
-    return run
+    started, clock = datetime.now(UTC), time.monotonic()
+    measured = measure(job, job.load())
+    if rank() > 0:
+        return job.place
+    commit, dirty = git_state()
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "profile": job.key.profile,
+        "task": job.key.task,
+        "model": job.key.model,
+        "dataset": job.key.dataset,
+        "seed": job.key.seed,
+        "metrics": {name: float(value) for name, value in measured.metrics.items()},
+        "protocol": dict(measured.protocol),
+        "provenance": {
+            "checkpoint_sha256": job.checkpoint_sha256,
+            "config_sha256": job.settings,
+            "data_fingerprint": measured.fingerprint,
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "versions": {"python": platform.python_version(), **versions()},
+            "host": platform.node(),
+            "device": measured.device,
+            "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(time.monotonic() - clock, 1),
+        },
+    }
+    if measured.details is not None:
+        content["details"] = dict(measured.details)
+    if job.key.variant is not None:
+        content["protocol"]["variant"] = job.key.variant
+    validate(content)
+    if job.stands_in_the_way():
+        print(f"replacing a record of other settings, which is kept: {set_aside(job.place)}", flush=True)
+    write_json(job.place, content)
+    shown = "  ".join(f"{name} {value:.2f}" for name, value in content["metrics"].items())
+    print(f"{job.subject.name}, {job.key.task} on {job.key.stem}: {shown}  -> {job.place}", flush=True)
+    return job.place

@@ -1,1 +1,10 @@
-"""Object detection (paper, D.2): Faster R-CNN on PASCAL VOC and MS-COCO, on mmdet."""
+"""Faster R-CNN on VOC and COCO, finetuned from a pretrained backbone."""
+
+
+def register() -> None:
+    """Make mmdet's modules and ours known to the registries."""
+    from common.mmlab.ops import register_detection
+
+    register_detection()
+    from common.mmlab import pipeline  # noqa: F401
+    from detection import datasets, metrics, model  # noqa: F401

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json
-from common.mmlab.finetune import named
+from common.mmlab.jobs import named
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

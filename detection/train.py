@@ -4,19 +4,21 @@
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
-from common.mmlab import finetune as dense
+from common.mmlab import jobs
 from common.names import make_data
-from detection import predictions
+from common.run import Measured, todo
+from detection import register
 
 if TYPE_CHECKING:
-    from mmengine.config import ConfigDict
+    from common.checkpoint import Checkpoint
 
 DATASETS = ("voc", "coco")
+METRICS = ("AP", "AP50", "AP75")
+PREDICTIONS = "predictions.json"
 PLACE = {
     "voc": "unpack VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar so that "
     "VOC2007 and VOC2012, each with JPEGImages, Annotations and ImageSets/Main, lie",
@@ -26,36 +28,23 @@ PLACE = {
 FROZEN = {"model.backbone.frozen_stages": 3}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line `argv` (default: sys.argv)."""
-    parser = dense.parser("detection.train", __doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", DATASETS), help=" or ".join(DATASETS))
-    parser.add_argument("--frozen", action="store_true", help="train no layer of the backbone but the last stage")
-    args = parser.parse_args(argv)
-    cli.announce("detection.train", args, runs=args.runs)
-    task = dense.Task(
-        name="detection",
-        dataset=args.dataset,
-        configs=Path(__file__).parent / "configs",
-        metrics={name: (f"{args.dataset}/{name}", 1.0) for name in ("AP", "AP50", "AP75")},
-        register=register,
-        place=f"{make_data(args.dataset, args.data)}, or {PLACE[args.dataset]}",
-        variant="frozen" if args.frozen else None,
-        options=FROZEN if args.frozen else {},
-        preflight=check,
-        details=lambda found: per_class(found, prefix=f"{args.dataset}/AP_per_class/"),
-        finish=partial(predictions.save, data=args.data),
-        products=lambda work_dir: [work_dir / predictions.FILE],
-    )
-    dense.evaluate_all(task, args)
+def evaluate(job: jobs.Finetuning) -> None:
+    """Finetune one checkpoint, test and record it; then keep the predictions that the figure shows."""
+    from common.mmlab.finetune import Finetune
+    from detection import annotations, predictions
 
+    register()
+    run, dataset = Finetune(job), job.key.dataset
 
-def check(dataset: "ConfigDict", cache: Path) -> dict[str, tuple[int, int]]:
-    """Check a whole data set before training starts. Return no sizes: the annotations hold them."""
-    from detection import annotations
+    def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
+        run.check(f"{make_data(dataset, job.folders.data)}, or {PLACE[dataset]}", annotations.check)
+        run.fit(checkpoint)
+        run.train()
+        found = run.test()
+        metrics = {name: found[f"{dataset}/{name}"] for name in METRICS}
+        return run.measured(metrics, details=per_class(found, prefix=f"{dataset}/AP_per_class/"))
 
-    annotations.check(dataset, cache)
-    return {}
+    run.record(measure, predictions.save)
 
 
 def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, float]]:
@@ -64,15 +53,24 @@ def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, fl
     return {"AP_per_class": aps}
 
 
-def register() -> None:
-    """Make mmdet's modules and ours known to the registries."""
-    from common.mmlab.ops import register_detection
-
-    register_detection()
-    import common.mmlab.pipeline  # noqa: F401
-    import detection.datasets
-    import detection.metrics
-    import detection.model  # noqa: F401
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (default: sys.argv)."""
+    parser = jobs.parser("detection.train", __doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", DATASETS), help=" or ".join(DATASETS))
+    parser.add_argument("--frozen", action="store_true", help="train no layer of the backbone but the last stage")
+    args = parser.parse_args(argv)
+    cli.announce("detection.train", args, runs=args.runs)
+    runs = jobs.resolve(
+        args,
+        "detection",
+        args.dataset,
+        configs=Path(__file__).parent / "configs",
+        variant="frozen" if args.frozen else None,
+        options=FROZEN if args.frozen else {},
+        products=lambda work_dir: [work_dir / PREDICTIONS],
+    )
+    for job in todo(runs):
+        evaluate(job)
 
 
 if __name__ == "__main__":

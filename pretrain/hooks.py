@@ -18,7 +18,7 @@ from common.engine.stopping import start_worker
 from common.errors import UserError
 from common.features import Features, forward
 from pretrain.data import open_images
-from pretrain.knn import evaluation_view, knn_accuracy
+from pretrain.neighbours import evaluation_view, knn_accuracy
 
 
 @HOOKS.register_module()

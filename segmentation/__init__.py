@@ -1,1 +1,10 @@
-"""Semantic segmentation (paper, D.3): UPerNet on ADE20K, on mmseg."""
+"""UPerNet on ADE20K, finetuned from a pretrained backbone."""
+
+
+def register() -> None:
+    """Make mmseg's modules and ours known to the registries."""
+    from common.mmlab.ops import register_segmentation
+
+    register_segmentation()
+    from common.mmlab import pipeline  # noqa: F401
+    from segmentation import batches, datasets, metric, schedule, upernet  # noqa: F401

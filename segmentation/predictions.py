@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.files import atomic_path, write_json
-from common.mmlab.finetune import named
+from common.mmlab.jobs import named
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

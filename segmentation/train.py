@@ -5,49 +5,42 @@ validation images, for the figure.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.errors import UserError
-from common.mmlab import finetune as dense
+from common.mmlab import jobs
 from common.names import make_data
-from segmentation import predictions, preflight
+from common.run import Measured, todo
+from segmentation import predictions, register
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from common.checkpoint import Checkpoint
 
 PLACE = "unpack ADEChallengeData2016.zip so that images and annotations, each with training and validation, lie"
 SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.2.scales": [(1000, 450)]}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line `argv` (default: sys.argv)."""
-    parser = dense.parser("segmentation.train", __doc__.splitlines()[0])
-    parser.add_argument(
-        "--single-scale", action="store_true", help="test the paper's settings at a shorter side of 450 alone"
-    )
-    args = parser.parse_args(argv)
-    cli.announce("segmentation.train", args, runs=args.runs)
-    if args.single_scale and args.profile == "demo":
-        raise UserError("--single-scale is for PROFILE=imagenet; the demo is tested at one scale as it is")
-    task = dense.Task(
-        name="segmentation",
-        dataset="ade20k",
-        configs=Path(__file__).parent / "configs",
-        metrics={"mIoU": ("mIoU", 1.0), "aAcc": ("aAcc", 1.0)},  # mmseg gives percent
-        register=register,
-        place=f"{make_data('ade20k', args.data)}, or {PLACE}",
-        variant="single-scale" if args.single_scale else None,
-        options=SINGLE_SCALE if args.single_scale else {},
-        preflight=preflight.check,
-        facts=facts,
-        details=lambda found: {"IoU_per_class": found["IoU_per_class"]},
-        finish=partial(predictions.save, data=args.data),
-        products=predictions.files,
-    )
-    dense.evaluate_all(task, args)
+def evaluate(job: jobs.Finetuning) -> None:
+    """Finetune one checkpoint, test and record it; then keep the predictions that the figure shows."""
+    from common.mmlab.finetune import Finetune
+    from segmentation import preflight
+
+    register()
+    run = Finetune(job)
+
+    def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
+        run.check(f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
+        run.fit(checkpoint)
+        run.train()
+        found = run.test()  # mmseg gives percent
+        metrics = {name: found[name] for name in ("mIoU", "aAcc")}
+        return run.measured(metrics, {"IoU_per_class": found["IoU_per_class"]}, facts(run.runner.cfg))
+
+    run.record(measure, predictions.save)
 
 
 def facts(config: "Config") -> dict[str, Any]:
@@ -58,17 +51,27 @@ def facts(config: "Config") -> dict[str, Any]:
     }
 
 
-def register() -> None:
-    """Make mmseg's modules and ours known to the registries."""
-    from common.mmlab.ops import register_segmentation
-
-    register_segmentation()
-    import common.mmlab.pipeline  # noqa: F401
-    import segmentation.batches
-    import segmentation.datasets
-    import segmentation.metric
-    import segmentation.schedule
-    import segmentation.upernet  # noqa: F401
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (default: sys.argv)."""
+    parser = jobs.parser("segmentation.train", __doc__.splitlines()[0])
+    parser.add_argument(
+        "--single-scale", action="store_true", help="test the paper's settings at a shorter side of 450 alone"
+    )
+    args = parser.parse_args(argv)
+    cli.announce("segmentation.train", args, runs=args.runs)
+    if args.single_scale and args.profile == "demo":
+        raise UserError("--single-scale is for PROFILE=imagenet; the demo is tested at one scale as it is")
+    runs = jobs.resolve(
+        args,
+        "segmentation",
+        "ade20k",
+        configs=Path(__file__).parent / "configs",
+        variant="single-scale" if args.single_scale else None,
+        options=SINGLE_SCALE if args.single_scale else {},
+        products=predictions.files,
+    )
+    for job in todo(runs):
+        evaluate(job)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
-"""Detection and segmentation from command line to record; the rooms add configs, readers and metrics.
+"""Finetuning of a pretrained backbone on mmdet or mmseg; the rooms add configs, readers and metrics.
 
-A pretrained backbone is finetuned with the other layers for a fixed number of iterations, and the last
-iterate is tested. torch is imported only when there is something to run.
+The backbone is finetuned with the other layers for a fixed number of iterations, and the last iterate is tested.
 """
 
-import argparse
+import copy
 import glob
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
 from io import StringIO
 from os.path import relpath  # for data sets beside the data root, too
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 
-from common import cli, records
-from common.cli import add_config_arguments, add_scale_arguments, scale_options
-from common.config import config_sha256, load_config
+import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
+from common.checkpoint import Checkpoint
+from common.embedded import ensure_embedded
 from common.engine.batch import share_batch
+from common.engine.processes import unwrapped
+from common.engine.progress import images_a_step
+from common.engine.runner import (
+    Runner,
+    alone_in,
+    build_runner,
+    is_finished,
+    mark_finished,
+    set_run,
+    with_config_mistakes_named,
+)
 from common.errors import UserError
 from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
-from common.names import PROFILES
-from common.run import Run, Subject, start_run
-
-if TYPE_CHECKING:
-    from common.engine.runner import Runner
+from common.mmlab.jobs import CONFIG, WEIGHTS, Finetuning
+from common.run import Measured, record
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 # Name -> depth and channels after layer1 ... layer4. All have the 7x7 stem and strides 4, 8, 16, 32.
@@ -38,167 +45,100 @@ RESNETS = {
     "resnet101": (101, BOTTLENECK),
     "resnet152": (152, BOTTLENECK),
 }
-
-WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
-# The parts of a config that training does not read: under others of these, what was trained is tested again.
-TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
 # What a parameter scheduler counts in iterations.
 STEPS = {"begin", "end", "milestones", "T_max", "total", "every", "step_size", "total_iters"}
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a room tells the shared trainer about one data set."""
+class Finetune:
+    """A run in its steps, to be taken in this order: `check`, `fit`, `train`, `test`."""
 
-    name: str
-    dataset: str
-    configs: Path
-    metrics: dict[str, tuple[str, float]]  # the record's name -> the evaluator's key, factor to percent
-    register: Callable[[], None]  # makes mmdet's or mmseg's modules and the room's own known
-    place: str  # which files the official layout has under the data root
-    variant: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # config overrides that the variant means
-    # Checks a data set of the config before training, and returns (width, height) by the path of each image where the
-    # annotations do not say it; the folder is for what common.preflight remembers.
-    preflight: Callable[[ConfigDict, Path], dict[str, tuple[int, int]]] = lambda dataset, cache: {}
-    facts: Callable[[Config], dict[str, Any]] = lambda config: {}  # what else the record's protocol says
-    # From all that the evaluator found to the record's `details`, such as the value of each class.
-    details: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: {}
-    finish: Callable[["Runner"], None] = lambda runner: None  # what else a finished run leaves
-    products: Callable[[Path], Iterable[Path]] = lambda work_dir: ()  # files without which it is not done
+    runner: Runner
 
+    def __init__(self, job: Finetuning) -> None:
+        self.job, self.config = job, copy.deepcopy(job.config)
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._trained: Path | None = None
 
-def parser(module: str, description: str) -> cli.Parser:
-    """Return the parser of a dense task: the common arguments and those of a trainer."""
-    result = cli.parser(module, description, reads_checkpoint=True)
-    add_config_arguments(result)
-    add_scale_arguments(result)
-    result.add_argument(
-        "--test-only", action="store_true", help=f"test a finished run again from its {WEIGHTS}; train nothing"
-    )
-    return result
+    def check(self, place: str, check: Callable[[ConfigDict, Path], dict[str, tuple[int, int]] | None]) -> None:
+        """Check the data sets as a whole.
 
+        `place` says what to put where if a folder is missing. `check` takes a data set of the config and the folder of
+        what `common.preflight` remembers; it may return (width, height) by the path of each image, where the
+        annotations do not say it.
+        """
+        if self.job.key.profile == "demo":
+            ensure_embedded(self.job.folders.data)
+        require_layout(self.config, place)
+        for dataset in datasets(self.config):
+            self._sizes |= check(dataset, self.job.folders.runs / "checked") or {}
 
-def evaluate_all(task: Task, args: argparse.Namespace) -> None:
-    """Finetune, test and record every checkpoint that the arguments ask for, unless it is done already."""
-    if not (task.configs / args.profile).is_dir():
-        known = ", ".join(p for p in PROFILES if (task.configs / p).is_dir())
-        raise UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
-    options = {**task.options, **scale_options(args), **args.cfg_options}
-    path = task.configs / args.profile / f"{task.dataset}.py"
-    config = load_config(path, data=args.data, options=options)
-    sha256 = config_sha256(config, data=args.data)
-    training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
-    training_sha256 = config_sha256(Config(training), data=args.data)
-    stem = task.dataset if task.variant is None else f"{task.dataset}-{task.variant}"
-    todo = []
-    for subject in cli.subjects(args):
-        work_dir = args.runs / args.profile / f"{task.name}-{stem}" / f"{subject.name}-seed{args.seed}"
-        key = records.RecordKey(args.profile, task.name, subject.name, task.dataset, args.seed, task.variant)
-        products = [work_dir / WEIGHTS, work_dir / CONFIG, *task.products(work_dir)]
-        run = start_run(
-            key,
-            subject,
-            config_sha256=sha256,
-            results=args.results,
-            products=products,
-            overwrite=args.overwrite,
-            again=args.test_only,
-        )
-        if run is not None:
-            todo.append((subject, run, work_dir))
-    for subject, run, work_dir in todo:
-        config = load_config(path, data=args.data, options=options)
-        settings = sha256_of_text(training_sha256, run.checkpoint_sha256)
-        _evaluate(task, args, config, subject, run, work_dir, settings)
-
-
-def _evaluate(
-    task: Task,
-    args: argparse.Namespace,
-    config: Config,
-    subject: Subject,
-    run: Run,
-    work_dir: Path,
-    settings: str,
-) -> None:
-    task.register()
-    import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
-    from common.checkpoint import load_checkpoint
-    from common.embedded import ensure_embedded
-    from common.engine.runner import (
-        alone_in,
-        build_runner,
-        is_finished,
-        mark_finished,
-        set_run,
-        with_config_mistakes_named,
-    )
-
-    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
-    fit_to_arch(config, checkpoint.arch)
-    if args.profile == "demo":
-        ensure_embedded(args.data)
-    require_layout(config, task.place)
-    sizes: dict[str, tuple[int, int]] = {}
-    for dataset in datasets(config):
-        sizes |= task.preflight(dataset, args.runs / "checked")
-    scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
-    said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
-    set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
-    with alone_in(work_dir):
-        trained = trained_weights(task, work_dir, settings)
-        if args.test_only and trained is None:
-            raise UserError(f"no {work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
-        runner = build_runner(
+    def fit(self, checkpoint: Checkpoint) -> None:
+        """Fit the config to the checkpoint's network and to the machine, and build the Runner and its data sets."""
+        job, config = self.job, self.config
+        fit_to_arch(config, checkpoint.arch)
+        scaled = scale_iterations(config, fixed=job.fixed_iterations)
+        said = f"{job.subject.name}: {share(config, job.launcher)}{scaled}"
+        set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
+        self._trained = trained_weights(job)
+        if job.again and self._trained is None:
+            raise UserError(f"no {job.work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
+        self.runner = build_runner(
             config,
-            settings=settings,
+            settings=job.trained_under,
             backbone=checkpoint,
-            resume=args.resume or is_finished(work_dir, settings),
-            overwrite=args.overwrite,
-            trained=trained,
+            resume=job.resume or is_finished(job.work_dir, job.trained_under),
+            overwrite=job.overwrite,
+            trained=self._trained,
         )
-        if runner.rank == 0:
+        if self.runner.rank == 0:
             print(said, flush=True)
-            runner.logger.info(said)
+            self.runner.logger.info(said)
         with redirect_stdout(StringIO()):  # pycocotools reports each of its steps
-            train, test = with_config_mistakes_named(
-                lambda: (runner.train_loop.dataloader.dataset, runner.test_loop.dataloader.dataset)
+            self._sets = with_config_mistakes_named(
+                lambda: (self.runner.train_loop.dataloader.dataset, self.runner.test_loop.dataloader.dataset)
             )
-        runner.train_loop.dataloader.batch_sampler.sizes = sizes
-        fingerprint = data_fingerprint(args.data, config, train, test)
-        if trained is None:
-            with_config_mistakes_named(runner.train)
-            save_weights(runner, settings=settings)
+        self.runner.train_loop.dataloader.batch_sampler.sizes = self._sizes
+        self._fingerprint = data_fingerprint(job.folders.data, config, *self._sets)
+
+    def train(self) -> None:
+        """Train, unless weights of these settings are there, and leave weights and config in the work_dir."""
+        if self._trained is None:
+            with_config_mistakes_named(self.runner.train)
+            save_weights(self.runner, settings=self.job.trained_under)
         else:
-            load_weights(runner, trained)
-        save_config(runner)
+            load_weights(self.runner, self._trained)
+        save_config(self.runner)
+
+    def test(self) -> dict[str, Any]:
+        """Return all that the evaluator finds for the last iterate."""
         try:
             with redirect_stdout(StringIO()):
-                found = runner.test_loop.run()
+                return self.runner.test_loop.run()
         finally:
-            runner.close_progress()
-        if runner.rank != 0:
-            return
-        metrics = {name: round(found[key] * factor, 4) for name, (key, factor) in task.metrics.items()}
-        record = run.finish(
-            args.results,
-            metrics=metrics,
-            protocol={**protocol_facts(runner, n_train=len(train), n_test=len(test)), **task.facts(runner.cfg)},
-            data_fingerprint=fingerprint,
-            device=next(runner.model.parameters()).device.type,
-            details=task.details(found) or None,
-        )
-        mark_finished(runner)
-        shown = "  ".join(f"{name} {value:.1f}" for name, value in metrics.items())
-        print(f"{subject.name} on {task.dataset}: {shown}  -> {record}", flush=True)
-        task.finish(runner)  # not before: what goes wrong with the extras must not cost the record
+            self.runner.close_progress()
 
+    def measured(
+        self, metrics: Mapping[str, float], details: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    ) -> Measured:
+        """Return what the record says of the run; `facts` are what else a reader must know to compare it."""
+        n_train, n_test = map(len, self._sets)
+        protocol = {**protocol_facts(self.runner, n_train=n_train, n_test=n_test), **(facts or {})}
+        device = next(self.runner.model.parameters()).device.type
+        rounded = {name: round(value, 4) for name, value in metrics.items()}
+        return Measured(rounded, protocol, self._fingerprint, device, details)
 
-def named(path: str, data: Path) -> str:
-    """Return what a product calls the file: its path from the data root, or the whole path if it lies elsewhere."""
-    absolute, root = Path(path).absolute(), data.absolute()
-    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
+    def record(
+        self, measure: Callable[[Finetuning, Checkpoint], Measured], save: Callable[[Runner, Path], None]
+    ) -> None:
+        """Record what `measure` finds, as the only run in the work_dir; then `save` what else a finished run leaves.
+
+        Not before: what goes wrong with the extras must not cost the record.
+        """
+        with alone_in(self.job.work_dir):
+            record(self.job, measure)
+            if self.runner.rank == 0:
+                mark_finished(self.runner)
+                save(self.runner, self.job.folders.data)
 
 
 def fit_to_arch(config: Config, arch: str) -> None:
@@ -270,15 +210,11 @@ def _times(steps: Any, factor: float) -> Any:
     return max(round(steps * factor), min(steps, 1))
 
 
-def save_weights(runner: "Runner", *, settings: str) -> None:
+def save_weights(runner: Runner, *, settings: str) -> None:
     """Write the trained network to the work_dir, for mmdet's `init_detector` and mmseg's `init_model`.
 
     `final.pth` holds plain tensors, on the CPU, and plain values: torch.load(weights_only=True) reads it.
     """
-    import torch
-
-    from common.engine.processes import unwrapped
-
     if runner.rank != 0:
         return
     tensors = {name: value.detach().cpu() for name, value in unwrapped(runner.model).state_dict().items()}
@@ -292,17 +228,16 @@ def save_weights(runner: "Runner", *, settings: str) -> None:
         torch.save({"state_dict": tensors, "meta": meta}, temporary)
 
 
-def trained_weights(task: Task, work_dir: Path, settings: str) -> Path | None:
+def trained_weights(job: Finetuning) -> Path | None:
     """Return the `final.pth` of these settings: the work_dir's, or that of a variant which trains alike; else None."""
-    folders = glob.escape(str(work_dir.parent.parent / f"{task.name}-{task.dataset}")) + "*"
+    work_dir = job.work_dir
+    folders = glob.escape(str(work_dir.parent.parent / f"{job.key.task}-{job.key.dataset}")) + "*"
     others = sorted(Path(found) for found in glob.glob(f"{folders}/{glob.escape(work_dir.name)}/{WEIGHTS}"))
-    return next((path for path in (work_dir / WEIGHTS, *others) if _settings_of(path) == settings), None)
+    return next((path for path in (work_dir / WEIGHTS, *others) if _settings_of(path) == job.trained_under), None)
 
 
 def _settings_of(path: Path) -> str | None:
     """Return the settings that a `final.pth` was trained under; None if it is missing, damaged or another file."""
-    import torch
-
     try:
         meta = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["meta"]
         return meta["settings_sha256"] if is_whole_zip(path) else None
@@ -310,12 +245,8 @@ def _settings_of(path: Path) -> str | None:
         return None
 
 
-def load_weights(runner: "Runner", path: Path) -> None:
+def load_weights(runner: Runner, path: Path) -> None:
     """Make the runner test the weights of `path`, and let its work_dir have them."""
-    import torch
-
-    from common.engine.processes import unwrapped
-
     unwrapped(runner.model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     runner.call_hook("before_run")
     runner._maybe_compile("test_step")
@@ -325,7 +256,7 @@ def load_weights(runner: "Runner", path: Path) -> None:
             atomic_write(Path(runner.work_dir) / WEIGHTS, lambda file: shutil.copyfile(path, file))
 
 
-def save_config(runner: "Runner") -> None:
+def save_config(runner: Runner) -> None:
     """Write the run's config to the work_dir, beside the weights."""
     if runner.rank == 0:
         text = Config(runner.cfg.to_dict()).pretty_text
@@ -351,10 +282,8 @@ def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
     return sha256_of_text(*entries)
 
 
-def protocol_facts(runner: "Runner", *, n_train: int, n_test: int) -> dict[str, Any]:
+def protocol_facts(runner: Runner, *, n_train: int, n_test: int) -> dict[str, Any]:
     """Return what a reader of the record must know to compare it."""
-    from common.engine.progress import images_a_step
-
     config = runner.cfg
     return {
         "iterations": config.train_cfg.max_iters,

@@ -11,7 +11,7 @@ from common.mmlab import ops as openmmlab
 
 openmmlab.prepare()
 
-from tests.common.test_openmmlab import (  # noqa: E402
+from tests.common.mmlab.test_ops import (  # noqa: E402
     DENSE,
     ROIS,
     class_by_class,
@@ -19,7 +19,6 @@ from tests.common.test_openmmlab import (  # noqa: E402
     dense_detector,
     of_many_classes,
 )
-
 from tests.waits import waits  # noqa: E402
 
 # mmcv's compiled extension, where it is installed, is not ours to test, and takes no float64.

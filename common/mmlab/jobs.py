@@ -1,0 +1,99 @@
+"""The runs of detection and segmentation that a command line asks for."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from common import cli
+from common.config import config_sha256, load_config
+from common.errors import UserError
+from common.files import sha256_of_text
+from common.names import PROFILES
+from common.records import RecordKey
+from common.run import Job
+
+WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
+# The parts of a config that training does not read: under others of these, what was trained is tested again.
+TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finetuning(Job):
+    """A run that finetunes a checkpoint on mmdet or mmseg; `again` means to test what was trained before."""
+
+    training: str  # SHA-256 of the settings that training reads
+    fixed_iterations: bool  # the number of iterations was asked for, and does not follow the batch
+
+    @property
+    def trained_under(self) -> str:
+        """SHA-256 of all that trained weights depend on."""
+        return sha256_of_text(self.training, self.checkpoint_sha256)
+
+
+def parser(module: str, description: str) -> cli.Parser:
+    """Return the parser of a dense task: the common arguments and those of a trainer."""
+    result = cli.parser(module, description, reads_checkpoint=True)
+    cli.add_config_arguments(result)
+    cli.add_scale_arguments(result)
+    result.add_argument(
+        "--test-only", action="store_true", help=f"test a finished run again from its {WEIGHTS}; train nothing"
+    )
+    return result
+
+
+def resolve(
+    args: argparse.Namespace,
+    task: str,
+    dataset: str,
+    *,
+    configs: Path,
+    variant: str | None,
+    options: Mapping[str, Any],
+    products: Callable[[Path], Iterable[Path]],
+) -> list[Finetuning]:
+    """Return the runs of all checkpoints that the arguments ask for.
+
+    `options` are the changes of the config that the `variant` means; `products` returns the files without which a run
+    in a work_dir is not done, beside its weights and config.
+    """
+    if not (configs / args.profile).is_dir():
+        known = ", ".join(profile for profile in PROFILES if (configs / profile).is_dir())
+        raise UserError(f"profile {args.profile} has no {task}; choose PROFILE from {known}")
+    config = load_config(
+        configs / args.profile / f"{dataset}.py",
+        data=args.data,
+        options={**options, **cli.scale_options(args), **args.cfg_options},
+    )
+    training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
+    jobs = []
+    for subject in cli.subjects(args):
+        key = RecordKey(args.profile, task, subject.name, dataset, args.seed, variant)
+        work_dir = args.runs / args.profile / f"{task}-{key.stem}" / f"{subject.name}-seed{args.seed}"
+        jobs.append(
+            Finetuning(
+                key=key,
+                subject=subject,
+                settings=config_sha256(config, data=args.data),
+                training=config_sha256(Config(training), data=args.data),
+                folders=cli.folders(args),
+                config=config,
+                work_dir=work_dir,
+                products=[work_dir / WEIGHTS, work_dir / CONFIG, *products(work_dir)],
+                launcher=args.launcher,
+                resume=args.resume,
+                overwrite=args.overwrite,
+                again=args.test_only,
+                fixed_iterations="train_cfg.max_iters" in args.cfg_options,
+            )
+        )
+    return jobs
+
+
+def named(path: str, data: Path) -> str:
+    """Return what a product calls the file: its path from the data root, or the whole path if it lies elsewhere."""
+    absolute, root = Path(path).absolute(), data.absolute()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

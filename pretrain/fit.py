@@ -1,0 +1,95 @@
+"""What trains on mmengine's Runner: pretraining, and the linear probe on a frozen backbone."""
+
+import copy
+from typing import Any
+
+from common.checkpoint import Checkpoint
+from common.engine.batch import share_batch
+from common.engine.processes import unwrapped
+from common.engine.runner import Runner, alone_in, build_runner, set_run, train, with_config_mistakes_named
+from common.errors import UserError
+from common.features import pick_device
+from common.files import sha256_of_text
+from common.run import Job, Measured
+from pretrain import register
+from pretrain.device_views import start_device_views, use_device_views
+from pretrain.export import export_backbone
+from pretrain.probe import history
+
+
+def pretrain(job: Job) -> Runner | None:
+    """Train the method of the job's config and export its online backbone to the job's place.
+
+    Return the Runner, or None if another process did the job meanwhile.
+    """
+    config: Any = copy.deepcopy(job.config)
+    batch = config.train_dataloader.batch_size
+    if config.get("device_views"):
+        use_device_views(config)
+    with alone_in(job.work_dir):
+        if job.launcher == "none" and job.is_done():
+            print(f"another process has done it: {job.place}", flush=True)
+            return None
+        runner = start(job, config, settings=job.settings, least=2)
+        loader = with_config_mistakes_named(lambda: runner.train_dataloader)
+        if runner.max_iters == 0:
+            raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+        if config.get("device_views"):
+            start_device_views(runner)
+        train(runner)
+        if runner.rank == 0:
+            export_backbone(
+                job.place,
+                unwrapped(runner.model).backbone,
+                work_dir=job.work_dir,
+                resumed=bool(config.resume),
+                name=job.place.stem,
+                method=job.subject.name,
+                profile=job.key.profile,
+                arch=config.model.backbone.name,
+                epochs=runner.max_epochs,
+                seed=job.key.seed,
+                dataset=job.key.dataset,
+                config_sha256=job.settings,
+            )
+            print(f"exported the online backbone: {job.place}", flush=True)
+    return runner
+
+
+def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
+    """Train a linear classifier on the checkpoint's features: top-1 and top-5, of the last epoch and of the best."""
+    config: Any = copy.deepcopy(job.config)
+    config.model.backbone = dict(name=checkpoint.arch)
+    batch = config.train_dataloader.batch_size
+    with alone_in(job.work_dir):
+        runner = start(job, config, settings=job.settings + checkpoint.sha256, backbone=checkpoint)
+        train(runner)
+    sets = [loader.dataset.images for loader in (runner.train_dataloader, runner.val_dataloader)]
+    optimizer = config.optim_wrapper.optimizer
+    protocol = {
+        "epochs": runner.max_epochs,
+        "batch_size": batch,
+        "lr": optimizer.lr,
+        "optimizer": optimizer.type,
+        "n_train": len(sets[0].labels),
+        "n_test": len(sets[1].labels),
+    }
+    fingerprint = sha256_of_text(*(images.fingerprint for images in sets))
+    return Measured(history(runner), protocol, fingerprint, pick_device().type)
+
+
+def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None = None, least: int = 1) -> Runner:
+    """Return the Runner of the job's `config`, after a line on how its batch is shared out over the processes.
+
+    `settings` is the SHA-256 under which the run may be resumed; `backbone` is loaded into the model's. Raises
+    UserError if a process gets fewer than `least` images at a time.
+    """
+    register()
+    said = share_batch(config, job.launcher)
+    if config.train_dataloader.batch_size < least:
+        raise UserError(f"config: batch normalisation needs {least} images per process; raise the batch size")
+    set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
+    runner = build_runner(config, settings=settings, backbone=backbone, resume=job.resume, overwrite=job.overwrite)
+    if runner.rank == 0:
+        print(f"{job.work_dir.name}: {said}", flush=True)
+    return runner

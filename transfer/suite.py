@@ -1,0 +1,177 @@
+"""Many transfer runs: in turn, shared by any number of processes and machines, or as an array of Slurm jobs."""
+
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from common.download import SOURCES
+from common.errors import UNWRITABLE, UserError, last_line
+from common.records import read_record
+from common.run import record, todo
+from transfer.datasets import DATASETS
+from transfer.job import Transfer
+
+MODULE = "transfer.run"
+ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
+LEASE = 60.0  # seconds without a sign of life after which another machine takes a job over
+POLL = 2.0  # seconds between looks at the jobs of others
+
+
+def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, str]:
+    """Do every job that no other process does, whatever happens to the others; wait for those, and do what they left.
+
+    Returns the jobs that failed with the reason, in a line. A job that is `alone` raises its error.
+    """
+    from filelock import SoftFileLease, Timeout
+
+    leases = {job: SoftFileLease(_lease(job), lease_duration=LEASE) for job in jobs}
+    for lease in leases.values():
+        Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    failed: dict[Transfer, str] = {}
+    waiting, left, clock = False, list(jobs), Clock(jobs)
+    while left:
+        before = len(left)
+        for job in tuple(left):
+            try:
+                leases[job].acquire(blocking=False)
+            except Timeout:
+                continue
+            left.remove(job)
+            try:
+                if not alone:
+                    print(f"[{len(jobs) - len(left)}/{len(jobs)}] {job.title}; {clock.said(left, job)}", flush=True)
+                with clock.of(job):
+                    reason = _attempt(job, alone)
+            finally:
+                leases[job].release()
+            if reason is not None:
+                failed[job] = reason
+        if len(left) == before:
+            if not waiting:
+                others = ", ".join(job.title for job in left)
+                print(f"waiting for other processes, which are at: {others}", flush=True)
+            waiting = True
+            time.sleep(POLL)
+    return failed
+
+
+def _lease(job: Transfer) -> Path:
+    """Return the file whose creation, which succeeds once, claims the job; its holder touches it now and then."""
+    return job.place.with_name(f".{job.place.stem}.claim")
+
+
+def _attempt(job: Transfer, alone: bool) -> str | None:
+    """Do a job; return why it failed, or None."""
+    try:
+        if todo([job]):
+            from transfer.measure import measure
+
+            record(job, measure)
+    except UserError as error:
+        if alone:
+            raise
+        print(f"error: {job.title}: {last_line(error)}", file=sys.stderr, flush=True)
+        return last_line(error)
+    except Exception as error:
+        if alone or (isinstance(error, OSError) and error.errno in UNWRITABLE):  # which all others would meet, too
+            raise
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+class Clock:
+    """How long the rest of a suite takes, from what its jobs took so far by the number of their images."""
+
+    def __init__(self, jobs: Sequence[Transfer]) -> None:
+        self._total, self._started = len(jobs), time.monotonic()
+        self._seconds = self._images = 0.0
+
+    @contextmanager
+    def of(self, job: Transfer) -> Iterator[None]:
+        """Measure a job; one that was done already tells nothing."""
+        started = time.monotonic()
+        yield
+        seconds = time.monotonic() - started
+        if seconds > 1:
+            self._seconds += seconds
+            self._images += job.images
+
+    def said(self, left: Sequence[Transfer], now: Transfer) -> str:
+        """Return a line's end: the time since the start, and about how long the job `now` and those `left` take."""
+        elapsed = timedelta(seconds=round(time.monotonic() - self._started))
+        if not self._images:
+            return f"{elapsed} so far"
+        rest = sum(job.images for job in (now, *left)) * self._seconds / self._images
+        return f"{elapsed} so far, about {timedelta(seconds=round(rest))} to go"
+
+
+def conclude(jobs: Sequence[Transfer], failed: Mapping[Transfer, str]) -> None:
+    """Print the suite's table. Raises UserError naming what is missing or failed."""
+    missing = [job for job in failed if _is_missing(job)]
+    rows = [("", *dict.fromkeys(job.key.dataset for job in jobs))]
+    cells = {(job.subject.name, job.key.dataset): _cell(job, failed, missing) for job in jobs}
+    for name in dict.fromkeys(job.subject.name for job in jobs):
+        rows.append((name, *(cells[name, dataset] for dataset in rows[0][1:])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print()
+    if small := [
+        dataset for dataset in rows[0][1:] if any(job.any_size and job.key.dataset == dataset for job in jobs)
+    ]:
+        print(f"not of the published size, and of the variant {ANY_SIZE}: {', '.join(small)}")
+    for row in rows:
+        cells_of_row = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells_of_row]), flush=True)
+    if failed:
+        kinds = (("missing", missing), ("failed", [job for job in failed if job not in missing]))
+        said = "; ".join(f"{kind}: {', '.join(job.title for job in those)}" for kind, those in kinds if those)
+        raise UserError(f"{said}; the other {len(jobs) - len(failed)} of {len(jobs)} are recorded")
+
+
+def _is_missing(job: Transfer) -> bool:
+    """Whether the checkpoint or the data set is not there, rather than faulty."""
+    source = SOURCES.get(job.key.dataset.partition("-")[0])
+    return not job.subject.path.is_file() or (source is not None and not (job.folders.data / source.folder).exists())
+
+
+def _cell(job: Transfer, failed: Mapping[Transfer, str], missing: Sequence[Transfer]) -> str:
+    if job in failed:
+        return "missing" if job in missing else "failed"
+    return f"{read_record(job.place)['metrics'][DATASETS[job.key.dataset].metric]:.2f}"
+
+
+def submit(jobs: Sequence[Transfer], argv: Sequence[str], sbatch_args: str) -> None:
+    """Run the jobs as tasks of one Slurm array and wait for it. Raises UserError naming what has no record then."""
+    words, skip = [], False
+    for word in argv:
+        if skip or word in ("--launcher", "--sbatch-args"):
+            skip = not skip
+        elif not word.startswith(("--launcher=", "--sbatch-args=")):
+            words.append(word)
+    task = f'{shlex.join([sys.executable, "-m", MODULE, *words])} --job "$SLURM_ARRAY_TASK_ID"'
+    logs = jobs[0].folders.runs / jobs[0].key.profile / "transfer" / "slurm-%A_%a.log"
+    logs.parent.mkdir(parents=True, exist_ok=True)
+    array = ["sbatch", "--wait", "--job-name=gsg-transfer", f"--array=0-{len(jobs) - 1}", f"--output={logs}"]
+    command = [*array, *shlex.split(sbatch_args), f"--wrap={task}"]
+    print(shlex.join(command), flush=True)
+    try:
+        subprocess.run(command, check=False)
+    except FileNotFoundError:
+        raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
+    failed = {job: "no record" for job in jobs if not _is_recorded(job)}
+    if failed:
+        print(f"what the tasks said is in {logs.parent}", file=sys.stderr)
+    conclude(jobs, failed)
+
+
+def _is_recorded(job: Transfer) -> bool:
+    try:
+        return job.is_done()
+    except UserError:
+        return False
