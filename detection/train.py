@@ -37,7 +37,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     run, dataset = Finetune(job), job.key.dataset
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
-        run.check(f"{make_data(dataset, job.folders.data)}, or {PLACE[dataset]}", annotations.check)
+        run.check(checkpoint, f"{make_data(dataset, job.folders.data)}, or {PLACE[dataset]}", annotations.check)
         run.fit(checkpoint)
         run.train()
         found = run.test()

@@ -84,8 +84,8 @@ def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Pretrain every method that the arguments name, one after another."""
+def jobs(argv: Sequence[str] | None = None) -> list[Pretraining]:
+    """Return the runs that a command line (default: sys.argv) asks for, after its first line."""
     parser = cli.parser("pretrain.train", "pretrain SimSiam or BYOL, with or without GSG, and export the backbone")
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
@@ -96,7 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")
     args = parser.parse_args(argv)
     cli.announce("pretrain.train", args, checkpoints=args.checkpoints, runs=args.runs)
-    if left := todo([resolve(args, subject) for subject in cli.exports(args)]):
+    return [resolve(args, subject) for subject in cli.exports(args)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pretrain every method that the arguments name, one after another."""
+    if left := todo(jobs(argv)):
         from pretrain.fit import pretrain
 
         for job in left:

@@ -33,7 +33,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     run = Finetune(job)
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
-        run.check(f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
+        run.check(checkpoint, f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
         run.fit(checkpoint)
         run.train()
         found = run.test()  # mmseg gives percent

@@ -7,7 +7,7 @@ import copy
 import glob
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from os.path import relpath  # for data sets beside the data root, too
 from pathlib import Path
@@ -58,14 +58,21 @@ class Finetune:
         self.job, self.config = job, copy.deepcopy(job.config)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._trained: Path | None = None
+        self._held = ExitStack()  # the lock of the work_dir
 
-    def check(self, place: str, check: Callable[[ConfigDict, Path], dict[str, tuple[int, int]] | None]) -> None:
-        """Check the data sets as a whole.
+    def check(
+        self,
+        checkpoint: Checkpoint,
+        place: str,
+        check: Callable[[ConfigDict, Path], dict[str, tuple[int, int]] | None],
+    ) -> None:
+        """Fit the config to the checkpoint's network, and check the data sets as a whole.
 
         `place` says what to put where if a folder is missing. `check` takes a data set of the config and the folder of
         what `common.preflight` remembers; it may return (width, height) by the path of each image, where the
         annotations do not say it.
         """
+        fit_to_arch(self.config, checkpoint.arch)
         if self.job.key.profile == "demo":
             ensure_embedded(self.job.folders.data)
         require_layout(self.config, place)
@@ -73,9 +80,9 @@ class Finetune:
             self._sizes |= check(dataset, self.job.folders.runs / "checked") or {}
 
     def fit(self, checkpoint: Checkpoint) -> None:
-        """Fit the config to the checkpoint's network and to the machine, and build the Runner and its data sets."""
+        """Take the work_dir, fit the config to the machine, and build the Runner and its data sets."""
         job, config = self.job, self.config
-        fit_to_arch(config, checkpoint.arch)
+        self._held.enter_context(alone_in(job.work_dir))
         scaled = scale_iterations(config, fixed=job.fixed_iterations)
         said = f"{job.subject.name}: {share(config, job.launcher)}{scaled}"
         set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
@@ -130,11 +137,11 @@ class Finetune:
     def record(
         self, measure: Callable[[Finetuning, Checkpoint], Measured], save: Callable[[Runner, Path], None]
     ) -> None:
-        """Record what `measure` finds, as the only run in the work_dir; then `save` what else a finished run leaves.
+        """Record what `measure` finds; then `save` what else a finished run leaves.
 
         Not before: what goes wrong with the extras must not cost the record.
         """
-        with alone_in(self.job.work_dir):
+        with self._held:
             record(self.job, measure)
             if self.runner.rank == 0:
                 mark_finished(self.runner)

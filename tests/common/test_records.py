@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from common import records
 from common.errors import UserError
-from common.files import sha256_of_file
 from common.names import PROFILES
 from common.records import METRICS, TASKS, RecordKey, git_state, read_record, read_records, validate
-from common.run import Run, Subject, start_run
+from tests.recorded import write_record
 
 VALID = {
     "schema": 1,
@@ -56,19 +55,6 @@ def changed(field, value):
     return record
 
 
-def finish(run, root, **metrics):
-    return run.finish(
-        root, metrics=metrics or {"accuracy": 91.2}, protocol={"C": 0.5}, data_fingerprint="cc", device="cpu"
-    )
-
-
-@pytest.fixture
-def subject(tmp_path):
-    path = tmp_path / "ours.pth"
-    path.write_bytes(b"weights")
-    return Subject("simsiam_gsg", path, "make pretrain")
-
-
 def test_the_example_of_the_design_is_valid():
     validate(VALID)
     with pytest.raises(ValueError):  # noqa: PT011  (its words are tested below)
@@ -86,7 +72,7 @@ def test_the_example_of_the_design_is_valid():
 def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, metrics, variant):
     root = tmp_path_factory.mktemp("results")
     key = RecordKey(profile, task, "m", "d", seed, variant)
-    path = finish(Run(key, "aa", "bb"), root, **metrics)
+    path = write_record(root, key, metrics)
     record = read_record(path)
     assert {k: record[k] for k in ("profile", "task", "model", "dataset", "seed", "metrics")} == {
         "profile": profile,
@@ -102,9 +88,7 @@ def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, 
 
 def test_details_are_kept_and_must_be_an_object(tmp_path):
     details = {"AP_per_class": {"cat": 12.5}}
-    path = Run(KEY, "aa", "bb").finish(
-        tmp_path, metrics={"AP": 12.5}, protocol={}, data_fingerprint="cc", device="cpu", details=details
-    )
+    path = write_record(tmp_path, KEY, {"AP": 12.5}, details=details)
     assert read_record(path)["details"] == details
     with pytest.raises(ValueError, match=r"^details is \[\], of the wrong type$"):
         validate({**VALID, "details": []})
@@ -176,14 +160,14 @@ def test_the_path_contract(key, path):
 @pytest.mark.parametrize("value", [float("nan"), 101.0, -1.0])
 def test_a_bad_metric_leaves_no_record(tmp_path, value):
     with pytest.raises(ValueError, match=r"metrics\.accuracy"):
-        finish(Run(KEY, "aa", "bb"), tmp_path, accuracy=value)
+        write_record(tmp_path, KEY, {"accuracy": value})
     assert not list(tmp_path.iterdir())
 
 
 def test_records_of_one_profile_never_bring_another_s(tmp_path):
     for profile in ("demo", "cifar10", "imagenet"):
         for dataset in ("b", "a"):
-            finish(Run(RecordKey(profile, "knn", "m", dataset, 0), "aa", "bb"), tmp_path, top1=1.0)
+            write_record(tmp_path, RecordKey(profile, "knn", "m", dataset, 0), {"top1": 1.0})
     found = list(read_records(tmp_path, "cifar10"))
     assert [(r["profile"], r["dataset"]) for r in found] == [("cifar10", "a"), ("cifar10", "b")]
     assert list(read_records(tmp_path / "nowhere", "demo")) == []
@@ -197,76 +181,6 @@ def test_a_record_in_the_folder_of_another_profile_is_refused(tmp_path):
         list(read_records(tmp_path, "imagenet"))
 
 
-def test_a_run_is_done_once(tmp_path, subject, capsys):
-    start = {"config_sha256": "bb", "results": tmp_path / "results"}
-    run = start_run(KEY, subject, **start)
-    path = finish(run, tmp_path / "results")
-    assert read_record(path)["provenance"]["checkpoint_sha256"] == sha256_of_file(subject.path)
-    assert read_record(path)["provenance"]["config_sha256"] == "bb"
-    assert capsys.readouterr().out == ""
-    assert start_run(KEY, subject, **start) is None
-    assert capsys.readouterr().out == f"already done: {path}\n"
-
-
-@pytest.mark.parametrize("cause", ["checkpoint", "settings", "record", "seed", "product"])
-def test_a_run_is_done_again_for(tmp_path, subject, cause):
-    key, sha, product = KEY, "bb", tmp_path / "prediction.png"
-    product.touch()
-    path = finish(start_run(KEY, subject, config_sha256=sha, results=tmp_path), tmp_path)
-    assert start_run(KEY, subject, config_sha256=sha, results=tmp_path, products=[product]) is None
-    if cause == "checkpoint":
-        subject.path.write_bytes(b"other weights")
-    elif cause == "settings":
-        sha = "other"
-    elif cause == "record":
-        path.unlink()
-    elif cause == "seed":
-        key = RecordKey("demo", "recognition", "simsiam_gsg", "digits", 1)
-    else:
-        product.unlink()
-    assert start_run(key, subject, config_sha256=sha, results=tmp_path, products=[product]) is not None
-
-
-@pytest.mark.parametrize("cause", ["checkpoint", "settings"])
-def test_a_record_of_other_settings_is_refused_or_replaced_with_a_word_and_kept(tmp_path, subject, capsys, cause):
-    start = {"config_sha256": "bb", "results": tmp_path / "results"}
-    path = finish(start_run(KEY, subject, **start), tmp_path / "results")
-    before = path.read_text()
-    if cause == "checkpoint":
-        subject.path.write_bytes(b"other weights")
-    else:
-        start["config_sha256"] = "other"
-    with pytest.raises(UserError, match=rf"^{path} is the record of another .*; add OVERWRITE=1 \(--overwrite\) to"):
-        start_run(KEY, subject, **start, overwrite=False)
-    run = start_run(KEY, subject, **start)
-    assert path.read_text() == before
-    finish(run, tmp_path / "results", accuracy=1.0)
-    kept = path.with_name(f"{path.name}.replaced-1")
-    assert capsys.readouterr().out == f"replacing a record of other settings, which is kept: {kept}\n"
-    assert kept.read_text() == before
-    assert [record["metrics"] for record in read_records(tmp_path / "results", "demo")] == [{"accuracy": 1.0}]
-
-
-def test_a_record_of_the_same_settings_is_replaced_and_one_that_was_damaged_meanwhile_does_not_stop_a_run(
-    tmp_path, subject
-):
-    run = start_run(KEY, subject, config_sha256="bb", results=tmp_path)
-    path = finish(run, tmp_path)
-    finish(run, tmp_path, accuracy=1.0)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    path.write_text("{")
-    finish(run, tmp_path, accuracy=2.0)
-    assert read_record(path)["metrics"] == {"accuracy": 2.0}
-    assert path.with_name(f"{path.name}.replaced-1").read_text() == "{"
-
-
-def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.pth is missing; make it with `make pretrain METHOD=byol`$"):
-        start_run(
-            KEY, Subject("m", tmp_path / "gone.pth", "make pretrain METHOD=byol"), config_sha256="", results=tmp_path
-        )
-
-
 @pytest.mark.parametrize(
     ("content", "field"),
     [
@@ -277,15 +191,11 @@ def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path):
         ("\xff", "utf-8"),
     ],
 )
-def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, subject, content, field):
+def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, content, field):
     path = KEY.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode("latin-1"))
-    for read in (
-        lambda: read_record(path),
-        lambda: list(read_records(tmp_path, "demo")),
-        lambda: start_run(KEY, subject, config_sha256="bb", results=tmp_path),
-    ):
+    for read in (lambda: read_record(path), lambda: list(read_records(tmp_path, "demo"))):
         with pytest.raises(UserError) as caught:
             read()
         line = str(caught.value)

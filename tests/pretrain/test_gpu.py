@@ -355,7 +355,7 @@ def test_one_process_of_a_launcher_with_syncbn_trains_as_one_alone(
     network = "model.backbone.name=regnety_002"  # which has activations inside BN layers
     options = ("train_cfg.max_epochs=1", "sync_bn=torch", f"optim_wrapper.optimizer.lr={SLOW}", network)
     kept: dict[str, Any] = dict(method="simsiam_gsg", options=options)
-    alone = runner_of(monkeypatch, **kept).model
+    alone = runner_of(**kept).model
     monkeypatch.undo()
     monkeypatch.chdir(space)
     place = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
@@ -363,7 +363,7 @@ def test_one_process_of_a_launcher_with_syncbn_trains_as_one_alone(
         monkeypatch.setenv(name, value)
     try:
         other = ("--runs", "r", "--checkpoints", "c")
-        wrapped = runner_of(monkeypatch, "--launcher", "pytorch", *other, **kept).model
+        wrapped = runner_of("--launcher", "pytorch", *other, **kept).model
         assert torch.distributed.get_backend() == ("nccl" if device.type == "cuda" else "gloo")
     finally:
         if torch.distributed.is_initialized():

@@ -8,16 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine import dist
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from common.backbones import build_backbone
 from common.errors import UserError
 from common.features import Features, forward
-from pretrain import hooks, knn
+from pretrain import hooks, neighbours
 from pretrain.hooks import KnnMonitor
-from pretrain.knn import knn_accuracy, nearest_neighbours, vote
+from pretrain.neighbours import knn_accuracy, nearest_neighbours, vote
 
 
 @settings(max_examples=25, deadline=None)
@@ -110,7 +109,7 @@ def test_parts_of_the_bank_in_several_processes_give_what_the_whole_gives(monkey
     assert 30 < want < 90
     few, rest = Features(x[:5], y[:5], ""), Features(x[5:40], y[5:40], "")
     sent = {}
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(neighbours, "get_world_size", lambda: 2)
     for mine, other in ((few, rest), (rest, few), (few, rest)):  # the first call's result is of a part alone
         calls = iter(range(2))
 
@@ -120,8 +119,8 @@ def test_parts_of_the_bank_in_several_processes_give_what_the_whole_gives(monkey
             assert tensor.shape == (20, 9)
             return [tensor, sent.get((len(other.y), call), tensor)]
 
-        monkeypatch.setattr(dist, "all_gather_object", lambda n: [5, 35])
-        monkeypatch.setattr(dist, "all_gather", gather)
+        monkeypatch.setattr(neighbours, "all_gather_object", lambda n: [5, 35])
+        monkeypatch.setattr(neighbours, "all_gather", gather)
         found = knn_accuracy(mine, queries, k=9, temperature=0.1)
     assert found == want
 
@@ -157,7 +156,7 @@ def test_the_monitor_takes_its_share_of_images_and_of_a_nodes_workers(monkeypatc
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     with torch.no_grad():
-        view = knn.evaluation_view(evaluation)
+        view = neighbours.evaluation_view(evaluation)
         want = backbone.eval()(torch.stack([view(Noise().image(k)) for k in (1, 4, 7)]))
     torch.testing.assert_close(torch.from_numpy(found.x), want, rtol=1e-4, atol=1e-5)
 

@@ -23,7 +23,8 @@ from common.engine.batch import share_batch
 from common.engine.processes import _start_gloo, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
-from pretrain import hooks, knn, train
+from pretrain import hooks, neighbours, train
+from pretrain.fit import pretrain
 from pretrain.loop import ResumableEpochLoop
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
 
@@ -32,13 +33,10 @@ SMALL = dict(
 )
 
 
-def runner_of(monkeypatch, *extra: str, **kwargs) -> Runner:
+def runner_of(*extra: str, method: str = "simsiam", options: tuple[str, ...] = ()) -> Runner:
     """Run the tiny training and return its Runner."""
-    kept = []
-    original = engine.train
-    monkeypatch.setattr(engine, "train", lambda runner: (original(runner), kept.append(runner)))
-    run_train(*extra, **kwargs)
-    return kept[0]
+    [job] = train.jobs(["--method", method, *extra, "--cfg-options", *TINY, *options])
+    return pretrain(job)
 
 
 # Several processes
@@ -193,7 +191,7 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     state = torch.load(space / "runs/demo/pretrain/simsiam_gsg/iter_6.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     # The bank was shared by the processes, and is judged as a whole: as one process judges the export.
-    knn.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
+    neighbours.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
     record = json.loads((space / "results/demo/knn/simsiam_gsg/data-seed0.json").read_text())
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
@@ -226,8 +224,8 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch(space, monkeypatch):
         lambda self, x: F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps),
     )
     options = ("train_dataloader.batch_size=8", "train_dataloader.drop_last=False", "optim_wrapper.optimizer.lr=0.001")
-    whole = runner_of(monkeypatch, method="byol", options=options)
-    parts = runner_of(monkeypatch, "--runs", "r", "--checkpoints", "c", "--accumulate", "4",
+    whole = runner_of(method="byol", options=options)
+    parts = runner_of("--runs", "r", "--checkpoints", "c", "--accumulate", "4",
                       method="byol", options=options)  # fmt: skip
     assert (whole.iter, parts.iter) == (4, 4)
     assert (whole.train_dataloader.batch_size, parts.train_dataloader.batch_size) == (8, 2)
@@ -272,7 +270,7 @@ SLOW = ("optim_wrapper.optimizer.lr=0.0001",)  # so that rounding is not what tr
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_mixed_precision_keeps_float32_weights_and_learns_nearly_the_same(space, monkeypatch, dtype):
-    plain = runner_of(monkeypatch, method="byol_gsg", options=SLOW)
+    plain = runner_of(method="byol_gsg", options=SLOW)
     seen = []
     original = pretrain.methods.gsg_loss
 
@@ -286,7 +284,7 @@ def test_mixed_precision_keeps_float32_weights_and_learns_nearly_the_same(space,
     monkeypatch.setattr(
         pretrain.methods.SimSiam, "project", lambda self, x: (lower.append(project(self, x).dtype), project(self, x))[1]
     )
-    mixed = runner_of(monkeypatch, "--amp", dtype, "--runs", "r", "--checkpoints", "c", method="byol_gsg", options=SLOW)
+    mixed = runner_of("--amp", dtype, "--runs", "r", "--checkpoints", "c", method="byol_gsg", options=SLOW)
     assert set(lower) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}  # the networks
     assert seen[0] == {torch.float32}  # distances and cosines
     scaler = mixed.optim_wrapper.loss_scaler
@@ -303,8 +301,8 @@ def test_mixed_precision_keeps_float32_weights_and_learns_nearly_the_same(space,
 
 
 def test_channels_last_changes_the_layout_and_not_the_result(space, monkeypatch):
-    plain = runner_of(monkeypatch, options=SLOW)
-    other = runner_of(monkeypatch, "--channels-last", "--runs", "r", "--checkpoints", "c", options=SLOW)
+    plain = runner_of(options=SLOW)
+    other = runner_of("--channels-last", "--runs", "r", "--checkpoints", "c", options=SLOW)
     weight = other.model.backbone.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     for name, value in plain.model.named_parameters():
@@ -334,7 +332,7 @@ def test_deterministic_is_a_setting_of_its_own_and_asks_cublas_for_it(space, mon
     run_train()
     remove_export(space)
     try:
-        runner = runner_of(monkeypatch, "--deterministic", "--overwrite", options=("env_cfg.cudnn_benchmark=True",))
+        runner = runner_of("--deterministic", "--overwrite", options=("env_cfg.cudnn_benchmark=True",))
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.benchmark
@@ -376,7 +374,7 @@ def test_compile_compiles_the_backbone_and_keeps_its_names(space, monkeypatch):
 
     original = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: original(self, backend=backend))
-    runner = runner_of(monkeypatch, "--compile")
+    runner = runner_of("--compile")
     assert compiled
     exported = load_checkpoint(space / "checkpoints/demo/simsiam.pth").state_dict
     assert all(torch.equal(value, runner.model.backbone.state_dict()[name]) for name, value in exported.items())

@@ -3,22 +3,24 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import transfer.suite
 from common import embedded
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.images import ImageFiles
-from common.records import read_records
+from common.records import RecordKey, read_records
+from common.run import Folders
 from tests.transfer import small as small_copies
 from transfer import run
 from transfer.datasets import DATASETS, Recognition, Spec, fifth, load, suite
+from transfer.job import Transfer
 
 
 def some(images, count):
@@ -255,12 +257,12 @@ def test_what_is_missing_is_told_from_what_failed(small_house, tmp_path, capsys)
 
 def other_process(house, results, name):
     """Claim a job as another process of the suite does, and hold it."""
-    key = run.RecordKey("imagenet", "recognition", "tiny", name, 0, run.ANY_SIZE)
-    path = run._lease(run.Job(None, name, key), SimpleNamespace(results=results))
+    key = RecordKey("imagenet", "recognition", "tiny", name, 0, transfer.suite.ANY_SIZE)
+    path = transfer.suite._lease(Transfer(key=key, subject=None, settings="", folders=Folders(results=results)))
     path.parent.mkdir(parents=True)
     code = (
         "import sys, time, filelock\n"
-        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={run.LEASE})\n"
+        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={transfer.suite.LEASE})\n"
         "lease.acquire()\nprint('held', flush=True)\n"
         "time.sleep(float(sys.argv[2]))"
     )
@@ -278,7 +280,7 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
         process.kill()
         process.wait()
 
-    monkeypatch.setattr(run.time, "sleep", sleep)
+    monkeypatch.setattr(transfer.suite.time, "sleep", sleep)
     run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
     assert naps == [["pets"]]  # which did not wait
     assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out

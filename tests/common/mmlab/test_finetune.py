@@ -5,7 +5,8 @@ from mmengine.config import Config
 
 from common.config import load_config
 from common.errors import UserError
-from common.mmlab.finetune import fit_to_arch, named, share
+from common.mmlab.finetune import fit_to_arch, share
+from common.mmlab.jobs import named
 
 
 @pytest.mark.parametrize("part", ["neck", "decode_head"])
