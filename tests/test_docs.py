@@ -49,15 +49,10 @@ class Prose(NamedTuple):
 
 
 def prose(source: str) -> Iterator[Prose]:
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                yield Prose(first.lineno, first.value.value)
+        if isinstance(node, documented) and (text := ast.get_docstring(node, clean=False)):
+            yield Prose(node.body[0].lineno, text)
     block = Prose(0, "")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
@@ -96,10 +91,7 @@ def _refused_pages(text: str) -> Iterator[tuple[int, str]]:
                 yield found.start(), f"{name} names no section"
             yield from ((found.start(), f"{name} {n} does not exist") for n in missing(PAGES[name], numbers))
         elif numbers is not None and name not in NO_PAGES:
-            yield (
-                found.start(),
-                f"{found[0]!r}: docs/ has no page {name.lower()}.md (if it cites none, add to NO_PAGES)",
-            )
+            yield found.start(), f"{found[0]!r} cites no page of docs/; if it is no citation, add {name} to NO_PAGES"
 
 
 def _refused_files(text: str) -> Iterator[tuple[int, str]]:
@@ -140,13 +132,6 @@ def test_every_cited_section_exists(room):
     assert wrong == []
 
 
-def test_the_pages_cite_sections_that_exist():
-    for page in (*PAGES.values(), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        text = page.read_text(encoding="utf-8")
-        named = re.findall(rf"\b({'|'.join(PAGES)}) ({NUMBERS})", text)
-        assert [(name, n) for name, numbers in named for n in missing(PAGES[name], numbers)] == [], page.name
-
-
 @pytest.mark.parametrize(
     ("text", "reasons"),
     [
@@ -160,7 +145,7 @@ def test_the_pages_cite_sections_that_exist():
         ("docs/protocols.md 4.4", []),
         ("docs/protocols.md 4.9", ["docs/protocols.md 4.9 does not exist"]),
         ("see PLAN.md", ["PLAN.md is not in the repository"]),
-        ("STYLE 7", ["'STYLE 7': docs/ has no page style.md (if it cites none, add to NO_PAGES)"]),
+        ("STYLE 7", ["'STYLE 7' cites no page of docs/; if it is no citation, add STYLE to NO_PAGES"]),
         ("(STYLE, habit 7)", ["'STYLE, habit 7' is not in the form 'PROTOCOLS 3.1'"]),
         ("appendix B.1, C.1, D; Algorithm 1 (Chen and He, section 4.1)", []),
         ("paper, D.2; the paper's appendix D.1 says no more", []),
@@ -189,8 +174,10 @@ READ = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *so
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
-def test_links_and_files_that_a_page_names_exist(page):
+def test_sections_links_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
+    cited = re.findall(rf"\b({'|'.join(PAGES)}) ({NUMBERS})", text)
+    assert [(name, number) for name, numbers in cited for number in missing(PAGES[name], numbers)] == []
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     code = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
