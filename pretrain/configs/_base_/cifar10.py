@@ -1,6 +1,6 @@
 """The paper's CIFAR-10 pretraining (appendix B.2, C.2): a ResNet-18 variant, lightly's default setup.
 
-Batch 128 and 200 epochs are the defaults of lightly's benchmark; the paper names no other (PROTOCOLS section 2).
+Batch 128 and 200 epochs are the defaults of lightly's benchmark; the paper names no other (PROTOCOLS 2).
 """
 
 _base_ = ["./runtime.py", "../cifar10/knn.py"]

@@ -1,6 +1,6 @@
 """The paper's ImageNet pretraining (appendix B.1, C.1): ResNet-50, batch 512, 100 epochs.
 
-Sources beyond the appendix: the authors' code and SimSiam's (PROTOCOLS section 1).
+Sources beyond the appendix: the authors' code and SimSiam's (PROTOCOLS 1).
 """
 
 _base_ = ["./runtime.py", "../imagenet/knn.py"]

@@ -1,4 +1,4 @@
-"""kNN on CIFAR-10 as lightly's benchmark has it (PROTOCOLS section 2).  make knn PROFILE=cifar10"""
+"""kNN on CIFAR-10 as lightly's benchmark has it (PROTOCOLS 2).  make knn PROFILE=cifar10"""
 
 evaluation = dict(
     images=dict(name="cifar10", root="{{$GSG_DATA:data}}"),
