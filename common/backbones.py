@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 # The paper's ResNet-18 for CIFAR-10 (C.2), as lightly builds it, which loses the ReLU after the stem's BN
-# (PROTOCOLS section 2); and the same with that ReLU.
+# (PROTOCOLS 2); and the same with that ReLU.
 CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu")
 
 

@@ -267,7 +267,7 @@ def test_the_method_of_contributing_trains(tmp_path, monkeypatch):
 
 
 def test_the_data_set_of_contributing_is_read(tmp_path, monkeypatch):
-    from common.cli import UserError
+    from common.errors import UserError
     from common.download import SOURCES
     from transfer import datasets
 

@@ -3,7 +3,7 @@
 mmcv keeps its operators in a C++/CUDA module, `mmcv._ext`. The wheel that pip builds by default lacks it,
 and compiling it took 28.5 minutes on two cores. The protocols here need two of its operators, NMS and
 RoIAlign, and torchvision ships both for CPU and CUDA. Against the compiled ones NMS kept the same boxes and
-RoIAlign's output and gradient differed by 0.0, at no loss of speed (DESIGN.md, section 4). So where no
+RoIAlign's output and gradient differed by 0.0, at no loss of speed (DESIGN 4). So where no
 compiled extension is found, `mmcv._ext` is served from torchvision. So are deformable convolutions, and the focal
 loss from torch: on a GPU mmdet calls mmcv's, without which RetinaNet, FCOS and ATSS would train on a CPU alone.
 
