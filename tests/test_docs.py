@@ -267,8 +267,8 @@ def test_the_method_of_contributing_trains(tmp_path, monkeypatch):
 
 
 def test_the_data_set_of_contributing_is_read(tmp_path, monkeypatch):
-    from common.errors import UserError
     from common.download import SOURCES
+    from common.errors import UserError
     from transfer import datasets
 
     for table in (datasets.DATASETS, SOURCES):
