@@ -1,5 +1,7 @@
 """Faster R-CNN on VOC and COCO, finetuned from a pretrained backbone."""
 
+PREDICTIONS = "predictions.json"  # in a run's work_dir
+
 
 def register() -> None:
     """Make mmdet's modules and ours known to the registries."""

@@ -12,10 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+
 from common import cli
 from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, device_peak, run_room, write_photos
 from common.config import load_config
-from detection.train import register
+from common.embedded import ensure_embedded
+from common.engine.runner import build_runner, set_run
+from common.mmlab import ops
+from common.mmlab.finetune import fit_to_arch, share
+from detection import register
 
 CONFIGS = Path(__file__).parent / "configs"
 WARM_UP, STEPS = {"cpu": 2, "cuda": 20}, {"cpu": 16, "cuda": 120}  # steps, those measured after the others
@@ -31,15 +39,7 @@ def data_wait(device: str = "cpu") -> Found:
     A wait begins when the device has done the step before. Also the median time of a step, in words, and the peak
     MiB on the device.
     """
-    import torch
-    from mmengine.hooks import Hook
-
     register()
-    import common.engine.steps  # noqa: F401  (registers the loop)
-    from common.embedded import ensure_embedded
-    from common.engine.runner import build_runner, set_run
-    from common.mmlab.finetune import fit_to_arch, share
-
     on_gpu = device == "cuda"
     warm_up, steps = WARM_UP[device], STEPS[device]
 
@@ -90,7 +90,6 @@ def data_wait(device: str = "cpu") -> Found:
 
 def write_voc(root: Path) -> None:
     """Write VOC2007 and VOC2012 under `root` in the official layout: IMAGES photographs each, three objects in each."""
-    import numpy as np
     from mmdet.datasets import VOCDataset
 
     rng = np.random.default_rng(0)
@@ -113,11 +112,9 @@ def write_voc(root: Path) -> None:
 
 def compiled_ops() -> Any:
     """Return mmcv's compiled extension, or None where it is not built."""
-    from common.mmlab import ops as openmmlab
-
-    openmmlab.prepare()
+    ops.prepare()
     spec = importlib.util.find_spec("mmcv._ext")
-    if spec is None or isinstance(spec.loader, openmmlab.TorchvisionOps):
+    if spec is None or isinstance(spec.loader, ops.TorchvisionOps):
         return None
     return importlib.import_module("mmcv._ext")
 
@@ -128,10 +125,6 @@ def op_ratio(name: str, repeats: int = REPEATS, size: int = 1000) -> tuple[float
     `nms`: 4 * size boxes at IoU 0.7; `roi_align`: size RoIs of 7 x 7 from a map of 200 x 304 with 64 channels,
     forward and backward. Raises Skipped where mmcv's are not built.
     """
-    import torch
-
-    from common.mmlab import ops as openmmlab
-
     if compiled_ops() is None:
         raise Skipped("mmcv's compiled operators are not installed; torchvision serves them")
     generator = torch.Generator().manual_seed(0)
@@ -139,11 +132,11 @@ def op_ratio(name: str, repeats: int = REPEATS, size: int = 1000) -> tuple[float
     boxes = torch.cat([corners, corners + 8 + torch.rand(4 * size, 2, generator=generator) * 200], 1)
     if name == "nms":
         scores = torch.rand(len(boxes), generator=generator)
-        run = {key: partial(nms, boxes, scores, 0.7, 0) for key, nms in _both("nms", openmmlab)}
+        run = {key: partial(nms, boxes, scores, 0.7, 0) for key, nms in _both("nms", ops)}
     else:
         image = torch.rand(1, 64, 200, 304, generator=generator)
         rois = torch.cat([torch.zeros(size, 1), boxes[:size]], 1)
-        forward, backward = dict(_both("roi_align_forward", openmmlab)), dict(_both("roi_align_backward", openmmlab))
+        forward, backward = dict(_both("roi_align_forward", ops)), dict(_both("roi_align_backward", ops))
         run = {key: partial(_roi_align, forward[key], backward[key], image, rois) for key in forward}
     seconds: dict[str, list[float]] = {key: [] for key in run}
     for repeat in range(repeats + 1):
@@ -161,8 +154,6 @@ def _both(name: str, ours: Any) -> list[tuple[str, Callable[..., Any]]]:
 
 
 def _roi_align(forward: Callable[..., Any], backward: Callable[..., Any], image: Any, rois: Any) -> None:
-    import torch
-
     output, argmax = torch.zeros(len(rois), image.shape[1], 7, 7), torch.zeros(0)
     options = dict(aligned_height=7, aligned_width=7, spatial_scale=0.25, sampling_ratio=0, pool_mode=1, aligned=True)
     forward(image, rois, output, argmax, argmax, **options)

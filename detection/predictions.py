@@ -5,24 +5,22 @@ root, or by their whole path if they lie elsewhere.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
 
 from common.files import write_json
 from common.mmlab.jobs import named
+from detection import PREDICTIONS
 
-if TYPE_CHECKING:
-    from mmengine.runner import Runner
-
-FILE = "predictions.json"
 COUNT = 10
 SCORE = 0.05  # what the evaluation counts, too (ROI_HEADS.SCORE_THRESH_TEST)
 
 
-def save(runner: "Runner", data: Path) -> None:
+def save(runner: Runner, data: Path) -> None:
     """Predict the first images of the test set with the runner's model as it is, and write the file."""
-    import torch
-    from mmengine.dataset import pseudo_collate
-
     dataset = runner.test_loop.dataloader.dataset
     runner.model.eval()
     images = []
@@ -31,7 +29,7 @@ def save(runner: "Runner", data: Path) -> None:
             [sample] = runner.model.test_step(pseudo_collate([dataset[place]]))
         images.append(_image(dataset.get_data_info(place), sample.pred_instances, data))
     content = {"classes": list(dataset.metainfo["classes"]), "score": SCORE, "images": images}
-    write_json(Path(runner.work_dir) / FILE, content)
+    write_json(Path(runner.work_dir) / PREDICTIONS, content)
 
 
 def _image(info: dict[str, Any], found: Any, data: Path) -> dict[str, Any]:

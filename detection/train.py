@@ -11,14 +11,13 @@ from common import cli
 from common.mmlab import jobs
 from common.names import make_data
 from common.run import Measured, todo
-from detection import register
+from detection import PREDICTIONS, register
 
 if TYPE_CHECKING:
     from common.checkpoint import Checkpoint
 
 DATASETS = ("voc", "coco")
 METRICS = ("AP", "AP50", "AP75")
-PREDICTIONS = "predictions.json"
 PLACE = {
     "voc": "unpack VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar so that "
     "VOC2007 and VOC2012, each with JPEGImages, Annotations and ImageSets/Main, lie",

@@ -1,5 +1,7 @@
 """UPerNet on ADE20K, finetuned from a pretrained backbone."""
 
+INDEX = "index.json"  # of the predictions in a run's work_dir
+
 
 def register() -> None:
     """Make mmseg's modules and ours known to the registries."""

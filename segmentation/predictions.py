@@ -5,37 +5,23 @@
 whole path if they lie elsewhere, palette and classes.
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+from PIL import Image
 
 from common.files import atomic_path, write_json
 from common.mmlab.jobs import named
-
-if TYPE_CHECKING:
-    from mmengine.runner import Runner
+from segmentation import INDEX
 
 COUNT = 10
-INDEX = "index.json"
 
 
-def files(work_dir: Path) -> Iterator[Path]:
-    """Yield every file that a finished run has left in `work_dir`; the index alone if there is none yet."""
-    folder = work_dir / "predictions"
-    yield folder / INDEX
-    if (folder / INDEX).is_file():
-        for image in json.loads((folder / INDEX).read_text())["images"]:
-            yield folder / f"{Path(image).stem}.png"
-
-
-def save(runner: "Runner", data: Path) -> None:
+def save(runner: Runner, data: Path) -> None:
     """Predict the first images of the test set, in sorted order, with the runner's model as it is, and save them."""
-    import numpy as np
-    import torch
-    from mmengine.dataset import pseudo_collate
-    from PIL import Image
-
     folder = Path(runner.work_dir) / "predictions"
     dataset = runner.test_loop.dataloader.dataset
     shown = range(min(COUNT, len(dataset)))

@@ -4,7 +4,8 @@
 validation images, for the figure.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from common.errors import UserError
 from common.mmlab import jobs
 from common.names import make_data
 from common.run import Measured, todo
-from segmentation import predictions, register
+from segmentation import INDEX, register
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,7 +28,7 @@ SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.
 def evaluate(job: jobs.Finetuning) -> None:
     """Finetune one checkpoint, test and record it; then keep the predictions that the figure shows."""
     from common.mmlab.finetune import Finetune
-    from segmentation import preflight
+    from segmentation import predictions, preflight
 
     register()
     run = Finetune(job)
@@ -41,6 +42,15 @@ def evaluate(job: jobs.Finetuning) -> None:
         return run.measured(metrics, {"IoU_per_class": found["IoU_per_class"]}, facts(run.runner.cfg))
 
     run.record(measure, predictions.save)
+
+
+def products(work_dir: Path) -> Iterator[Path]:
+    """Yield every file that a finished run has left in `work_dir`; the index alone if there is none yet."""
+    folder = work_dir / "predictions"
+    yield folder / INDEX
+    if (folder / INDEX).is_file():
+        for image in json.loads((folder / INDEX).read_text())["images"]:
+            yield folder / f"{Path(image).stem}.png"
 
 
 def facts(config: "Config") -> dict[str, Any]:
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs=Path(__file__).parent / "configs",
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
-        products=predictions.files,
+        products=products,
     )
     for job in todo(runs):
         evaluate(job)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import cli
-from common.bench import met, table
+from common.bench import measure, met, table
 from common.errors import UserError
 from common.files import write_json
 from common.records import git_state, versions
@@ -99,8 +99,6 @@ def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
 
 def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequence[str]) -> None:
     """Measure a room's rows one by one; one that fails is named and does not keep the others from being measured."""
-    from common.bench import measure
-
     report, failed = Report(path, about), False
     rows = importlib.import_module(module).DEVICE_BENCHMARKS
     for name in names:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import records
 from common.names import METHODS, checkpoint_name
 from common.records import RecordKey
-from common.run import Run
+from tests.recorded import write_record
 
 CLASSES = ["background", "cup", "door"]
 PALETTE = [[10, 20, 30], [200, 0, 0], [0, 0, 250]]
@@ -26,7 +25,7 @@ def arguments(root):
 
 def clean_commit(monkeypatch):
     """Whether this checkout has uncommitted changes must not matter."""
-    monkeypatch.setattr(records, "git_state", lambda: ("5eed" * 10, False))
+    monkeypatch.setattr("common.run.git_state", lambda: ("5eed" * 10, False))
 
 
 class Maker:
@@ -40,10 +39,8 @@ class Maker:
         data="da7a", details=None,
     ) -> Path:  # fmt: skip
         key = RecordKey(profile, task, model, dataset, seed, variant)
-        run = Run(key, f"{len(model):064x}", f"{config:0<64}")
-        about = {"protocol": protocol or {}, "data_fingerprint": f"{data:0<64}", "device": "cpu"}
-        about["details"] = details
-        return run.finish(self.args.results, metrics=metrics, **about)
+        about = dict(checkpoint=f"{len(model):064x}", settings=f"{config:0<64}", fingerprint=f"{data:0<64}")
+        return write_record(self.args.results, key, metrics, protocol=protocol or {}, details=details, **about)
 
     def log(self, model, seed=0) -> Path:
         """A pretraining log of three epochs, cut short by a kill."""

@@ -7,7 +7,7 @@ from PIL import Image
 from analysis import sweeps
 from common.errors import UserError
 from common.records import RecordKey
-from common.run import Run
+from tests.recorded import write_record
 
 
 def leave(results, model, dataset="digits", variant=None, seed=0, peak=20, details=True):
@@ -22,12 +22,11 @@ def leave(results, model, dataset="digits", variant=None, seed=0, peak=20, detai
         "converged": [k % 5 > 0 for k in range(45)],
         "seconds": 1.0,
     }
-    Run(RecordKey("demo", "recognition", model, dataset, seed, variant), "a", "b").finish(
+    write_record(
         results,
-        metrics={"accuracy": 88.0},
+        RecordKey("demo", "recognition", model, dataset, seed, variant),
+        {"accuracy": 88.0},
         protocol={"metric": "accuracy", "weight_decay": float(decays[peak]), "validation": 90.0},
-        data_fingerprint="c",
-        device="cpu",
         details={"sweep": sweep} if details else None,
     )
 
