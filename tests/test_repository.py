@@ -116,6 +116,35 @@ def test_a_room_imports_common_alone(room):
     assert {(f, word) for f, word in found if word not in (room, "common")} == set()
 
 
+def functions():
+    """Yield (file, function) of every function of the product."""
+    for room in (*ROOMS, "tools"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    yield path.relative_to(ROOT), node
+
+
+def test_the_command_line_is_resolved_once():
+    """What a run needs stands in its job; few functions see what argparse made of the words."""
+    takes = [
+        (path, node.name)
+        for path, node in functions()
+        for argument in (*node.args.args, *node.args.kwonlyargs)
+        if argument.annotation is not None and "Namespace" in ast.unparse(argument.annotation)
+    ]
+    assert 3 < len(takes) <= 25
+    below = ("records", "run", "engine", "features", "checkpoint", "fit", "measure", "finetune", "sweep", "neighbours")
+    assert [(path, name) for path, name in takes if {path.stem, path.parent.name} & set(below)] == []
+
+
+def test_imports_inside_functions_are_few():
+    """They are for what is heavy, once per entry; a module that needs it everywhere is itself imported late."""
+    found = {(path, node.lineno) for path, function in functions() for node in ast.walk(function)
+             if isinstance(node, ast.Import | ast.ImportFrom)}  # fmt: skip
+    assert 3 < len(found) <= 70
+
+
 def test_configs_inherit_from_their_own_room_or_common():
     files = sorted(f for room in ROOMS for f in (ROOT / room / "configs").rglob("*.py"))
     assert files
