@@ -55,6 +55,7 @@ class Run:
             "task": self.key.task,
             "model": self.key.model,
             "dataset": self.key.dataset,
+            "variant": self.key.variant,
             "seed": self.key.seed,
             "metrics": {name: float(value) for name, value in metrics.items()},
             "protocol": dict(protocol),
@@ -73,8 +74,6 @@ class Run:
         }
         if details is not None:
             record["details"] = dict(details)
-        if self.key.variant is not None:
-            record["protocol"]["variant"] = self.key.variant
         validate(record)
         path = self.key.path(root)
         try:

@@ -1,4 +1,4 @@
-"""The results record: what fits the schema, where it lies, and when a run is done already."""
+"""The results record: what fits the schema, where it lies, and when a run has been done."""
 
 import copy
 import json
@@ -13,15 +13,27 @@ from common import records
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.names import PROFILES
-from common.records import METRICS, TASKS, RecordKey, git_state, read_record, read_records, validate
+from common.records import (
+    FORMER_NAMES,
+    METRICS,
+    PROTOCOL,
+    TASKS,
+    RecordKey,
+    git_state,
+    key_of,
+    read_record,
+    read_records,
+    validate,
+)
 from common.run import Run, Subject, start_run
 
 VALID = {
-    "schema": 1,
+    "schema": 2,
     "profile": "demo",
     "task": "recognition",
     "model": "simsiam_gsg",
     "dataset": "digits",
+    "variant": None,
     "seed": 0,
     "metrics": {"accuracy": 91.2},
     "protocol": {"C": 0.56, "n_train": 1437},
@@ -72,7 +84,7 @@ def subject(tmp_path):
 def test_the_example_of_the_design_is_valid():
     validate(VALID)
     with pytest.raises(ValueError):  # noqa: PT011  (its words are tested below)
-        validate({**VALID, "schema": 2})
+        validate({**VALID, "schema": 3})
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,16 +100,53 @@ def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, 
     key = RecordKey(profile, task, "m", "d", seed, variant)
     path = finish(Run(key, "aa", "bb"), root, **metrics)
     record = read_record(path)
-    assert {k: record[k] for k in ("profile", "task", "model", "dataset", "seed", "metrics")} == {
-        "profile": profile,
-        "task": task,
-        "model": "m",
-        "dataset": "d",
-        "seed": seed,
-        "metrics": metrics,
-    }
-    assert record["protocol"] == {"C": 0.5} | ({"variant": variant} if variant else {})
-    assert list(read_records(root, profile)) == [record]
+    assert (record["schema"], record["variant"], record["protocol"]) == (2, variant, {"C": 0.5})
+    assert (key_of(record), record["metrics"]) == (key, metrics)
+    assert read_records(root, profile) == ([record], [])
+
+
+@pytest.mark.parametrize("variant", [None, "frozen"])
+def test_a_record_of_schema_1_means_the_same(tmp_path, variant):
+    key = RecordKey("demo", "recognition", "simsiam_gsg", "digits", 0, variant)
+    new = {**VALID, "variant": variant, "protocol": {"batch": 256, "precision": "float16"}}
+    old = {**VALID, "schema": 1, "protocol": {"batch_size": 256, "amp": "fp16"}}
+    del old["variant"]
+    if variant:
+        old["protocol"]["variant"] = variant
+    key.path(tmp_path).parent.mkdir(parents=True)
+    for record in (old, new):
+        key.path(tmp_path).write_text(json.dumps(record))
+        assert read_records(tmp_path, "demo") == ([new], [])
+    assert key_of(new) == key
+    with pytest.raises(ValueError, match=r"^variant is not part of the schema$"):
+        validate({**old, "variant": variant})
+    with pytest.raises(ValueError, match=r"^variant is missing$"):
+        validate({**old, "schema": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("optimiser", "LARS", "optimiser is not part of the schema"),
+        ("variant", "frozen", "variant is not part of the schema"),
+        ("epochs", 90.0, "epochs is 90.0, of the wrong type"),
+        ("epochs", True, "epochs is True, of the wrong type"),
+        ("batch_size", "256", "batch is '256', of the wrong type"),
+        ("any_size", 0, "any_size is 0, of the wrong type"),
+    ],
+)
+def test_a_protocol_speaks_the_vocabulary_except_in_schema_1(name, value, says):
+    with pytest.raises(ValueError, match=rf"^protocol\.{says}$"):
+        validate(changed(f"protocol.{name}", value))
+    old = {**changed(f"protocol.{name}", value), "schema": 1}
+    del old["variant"]
+    validate(old)
+
+
+def test_every_fact_says_what_it_means_and_former_names_lead_to_facts():
+    assert all(fact.means for fact in PROTOCOL.values())
+    assert set(FORMER_NAMES.values()) <= set(PROTOCOL)
+    assert not set(FORMER_NAMES) & set(PROTOCOL)
 
 
 def test_details_are_kept_and_must_be_an_object(tmp_path):
@@ -122,8 +171,8 @@ def test_a_missing_field_is_named(field):
 @pytest.mark.parametrize("field", EVERY_FIELD)
 @pytest.mark.parametrize("value", [None, [], True])
 def test_a_field_of_the_wrong_type_is_named(field, value):
-    if (field, value) == ("provenance.git_dirty", True):
-        pytest.skip("true is right here")
+    if (field, value) in (("provenance.git_dirty", True), ("variant", None)):
+        pytest.skip("this value is right here")
     with pytest.raises(ValueError, match=rf"^{field} is .*, of the wrong type$"):
         validate(changed(field, value))
 
@@ -133,7 +182,7 @@ def test_a_field_of_the_wrong_type_is_named(field, value):
     [
         ("extra", 1, "extra is not part of the schema"),
         ("provenance.extra", 1, "provenance.extra is not part of the schema"),
-        ("schema", 2, "schema is 2, this code reads 1"),
+        ("schema", 3, "schema is 3, this code reads 1 to 2"),
         ("profile", "Demo", "profile 'Demo' is none of demo, "),
         ("task", "training", "task 'training' is none of knn, "),
         ("metrics", {}, "metrics is empty"),
@@ -184,17 +233,18 @@ def test_records_of_one_profile_never_bring_another_s(tmp_path):
     for profile in ("demo", "cifar10", "imagenet"):
         for dataset in ("b", "a"):
             finish(Run(RecordKey(profile, "knn", "m", dataset, 0), "aa", "bb"), tmp_path, top1=1.0)
-    found = list(read_records(tmp_path, "cifar10"))
+    found, problems = read_records(tmp_path, "cifar10")
     assert [(r["profile"], r["dataset"]) for r in found] == [("cifar10", "a"), ("cifar10", "b")]
-    assert list(read_records(tmp_path / "nowhere", "demo")) == []
+    assert problems == []
+    assert read_records(tmp_path / "nowhere", "demo") == ([], [])
 
 
-def test_a_record_in_the_folder_of_another_profile_is_refused(tmp_path):
+def test_a_record_in_the_folder_of_another_profile_is_a_problem(tmp_path):
     path = tmp_path / "imagenet" / "knn" / "m" / "digits-seed0.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(VALID))
-    with pytest.raises(UserError, match=rf"^{path} is a record of profile 'demo'"):
-        list(read_records(tmp_path, "imagenet"))
+    problem = f"{path} is a record of profile 'demo'; move it where it belongs"
+    assert read_records(tmp_path, "imagenet") == ([], [problem])
 
 
 def test_a_run_is_done_once(tmp_path, subject, capsys):
@@ -244,7 +294,7 @@ def test_a_record_of_other_settings_is_refused_or_replaced_with_a_word_and_kept(
     kept = path.with_name(f"{path.name}.replaced-1")
     assert capsys.readouterr().out == f"replacing a record of other settings, which is kept: {kept}\n"
     assert kept.read_text() == before
-    assert [record["metrics"] for record in read_records(tmp_path / "results", "demo")] == [{"accuracy": 1.0}]
+    assert [record["metrics"] for record in read_records(tmp_path / "results", "demo")[0]] == [{"accuracy": 1.0}]
 
 
 def test_a_record_of_the_same_settings_is_replaced_and_one_that_was_damaged_meanwhile_does_not_stop_a_run(
@@ -283,15 +333,15 @@ def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, sub
     path.write_bytes(content.encode("latin-1"))
     for read in (
         lambda: read_record(path),
-        lambda: list(read_records(tmp_path, "demo")),
         lambda: start_run(KEY, subject, config_sha256="bb", results=tmp_path),
     ):
         with pytest.raises(UserError) as caught:
             read()
         line = str(caught.value)
         assert len(line.splitlines()) == 1
-        assert line.startswith(f"{path} is no valid results record: ")
+        assert line.startswith(f"{path} is not a valid results record: ")
         assert field in line
+        assert read_records(tmp_path, "demo") == ([], [line])
 
 
 @pytest.fixture
