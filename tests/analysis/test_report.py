@@ -121,6 +121,10 @@ def test_settings_stand_beside_the_papers(scope, record):
     assert found["Linear ImageNet"].agrees is False
     assert found["Linear ImageNet"].paper == "epochs 90, batch 4,096, optimiser LARS"
     assert found["kNN Flowers"].agrees is None
+    plain = {"batch": 2, "lr": 0.0025, "precision": "float32", "frozen_stages": 0}
+    record("byol", "detection", "voc", {"AP": 1.0}, profile="imagenet", protocol=plain)
+    [dense] = [f for f in protocol.facts(read_records(scope.results, "imagenet")[0]) if f.benchmark == "VOC detection"]
+    assert dense.here == "batch 2, learning rate 0.0025, frozen stages 0"  # a zero is said, the usual precision is not
     text = build(replace(scope, profile="imagenet")).read_text()
     assert "k 200, temperature 0.2: the same" in text
     assert "epochs 90, batch 4,096, optimiser LARS: not the same" in text

@@ -150,6 +150,30 @@ def test_a_mean_never_mixes_settings(scope, record):
     assert table.notes == ["seed 2 left out: weight decays in the C grid 9, elsewhere 45"]
 
 
+def test_records_of_schema_1_stand_beside_those_of_schema_2(scope, record, change):
+    def age(content):
+        del content["variant"]
+        content |= {"schema": 1, "protocol": {"batch_size": 256, "amp": None, "variant": "small"}}
+
+    facts = {"variant": "small", "protocol": {"batch": 256, "precision": "float32"}}
+    old, _ = (record(name, "linear", "digits", {"top1": 1.0}, **facts) for name in ("simsiam", "byol"))
+    change(old, age)
+    [table] = build(scope)
+    assert table.notes == []
+    assert table.columns[-1] == ("Linear Digits (small)", "top-1")
+    assert [row.cells[-1].mean for row in table.rows] == [1.0, 1.0]
+
+
+def test_settings_are_compared_by_value_and_an_absent_one_is_not_a_null(scope, record):
+    scales = {"test_scales": [[64, 32], [96, 48]]}
+    for name, protocol in (("simsiam", {"lr": 1, **scales}), ("byol", {"lr": 1.0, **scales})):
+        record(name, "segmentation", "ade20k", {"mIoU": 1.0}, protocol=protocol)
+    assert build(scope)[0].notes == []
+    record("simsiam", "recognition", "digits", {"accuracy": 1.0}, protocol={"resize": None})
+    record("byol", "recognition", "digits", {"accuracy": 1.0}, protocol={})
+    assert build(scope)[0].notes == ["resize unknown, elsewhere None"]
+
+
 def test_other_data_and_unlisted_settings_are_told(scope, record):
     record("simsiam", "knn", "digits", {"top1": 1.0})
     record("byol", "knn", "digits", {"top1": 1.0}, data="0ther")
