@@ -122,7 +122,7 @@ geometry: $(SETUP) ## alignment and uniformity of every checkpoint (Wang and Iso
 	@$(PYTHON) -m analysis.geometry $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
 
 figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each method's prediction
-	@$(PYTHON) -m analysis.pictures $(COMMON) $(ARGS)
+	@$(PYTHON) -m analysis.figures $(COMMON) $(ARGS)
 
 report: $(SETUP) ## one static page of tables, figures, curves and the record of every number
 	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)

@@ -6,7 +6,7 @@ from common.names import ABLATIONS, METHODS
 from common.records import METRICS, TASKS
 
 MODELS = {"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"}
-# Okabe and Ito's colours, which colour-blind readers tell apart: a hue a family, its darker shade with GSG.
+# Okabe and Ito's colours, which colour-blind readers tell apart: one hue per family, darker with GSG.
 COLOURS = {"simsiam": "#56B4E9", "simsiam_gsg": "#0072B2", "byol": "#E69F00", "byol_gsg": "#D55E00"}
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#555555")
 # Ten classes: Paul Tol's "muted" scheme, its pale grey darkened.
@@ -22,6 +22,15 @@ METRIC_NAMES = {
     "accuracy": "acc.",
     "mean_per_class_accuracy": "mean per class",
     "mAP11": "mAP",
+}
+# What the settings of records are called where their own names would not be understood.
+SETTING_NAMES = {
+    "lr": "learning rate",
+    "optimizer": "optimiser",
+    "grid": "weight decays in the C grid",
+    "n_train": "training images",
+    "n_val": "validation images",
+    "n_test": "test images",
 }
 # In the order of the columns; others follow alphabetically.
 DATASETS = {
@@ -101,8 +110,19 @@ def model_name(model: str) -> str:
 
 
 def model_colour(model: str, position: int = 0) -> str:
-    """Return a model's colour; others than ours take one by their position."""
+    """Return a model's colour; models that are not ours get theirs by position."""
     return COLOURS.get(model, OTHER_COLOURS[position % len(OTHER_COLOURS)])
+
+
+def ink_on(colour: str) -> str:
+    """Return the colour of text on #rrggbb: black where it looks bright (ITU-R BT.601), else white."""
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "white"
+
+
+def setting_name(name: str) -> str:
+    """Return a setting's display name."""
+    return SETTING_NAMES.get(name, name.replace("_", " "))
 
 
 def column_order(task: str, dataset: str, variant: str, metric: str) -> tuple[int, int, str, str, int]:
@@ -112,7 +132,7 @@ def column_order(task: str, dataset: str, variant: str, metric: str) -> tuple[in
 
 
 def column_name(task: str, dataset: str, variant: str) -> str:
-    """Return what stands above a column's metric: data set, variant and, where it differs, task."""
+    """Return the head of a column: the data set, the variant and, where the table has several, the task."""
     name = DATASETS.get(dataset, dataset) + (f" ({variant})" if variant else "")
     prefix = {"knn": "kNN ", "linear": "Linear "}.get(task, "")
     suffix = f" {task}" if task in ("detection", "segmentation") else ""
@@ -120,5 +140,5 @@ def column_name(task: str, dataset: str, variant: str) -> str:
 
 
 def benchmark_name(task: str, dataset: str, variant: str) -> str:
-    """Return what a benchmark is called where no table's title says that it is recognition transfer."""
+    """Return a benchmark's name for places where no title says that it is recognition transfer."""
     return column_name(task, dataset, variant) + (" transfer" if task == "recognition" else "")

@@ -1,23 +1,24 @@
-"""What the numbers are numbers of: the settings of the records beside the paper's."""
+"""Compares the records' settings with the paper's."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.names import benchmark_name, column_order
+from analysis.names import benchmark_name, column_order, setting_name
 from analysis.records import settings_of
-from common.records import METRICS, key_of
+from analysis.table import Settings
+from common.records import METRICS
 
-# Of the paper's runs: the appendix, and where it is silent the authors' code (PROTOCOLS 2-6). Names as in SETTINGS.
-_RECOGNITION = {"weight decays in the C grid": "45", "image size": "224", "resize": "224"}
-PAPER: dict[tuple[str, str], dict[str, str]] = {
-    ("knn", "imagenet"): {"k": "200", "temperature": "0.2"},
-    ("knn", "cifar10"): {"k": "200", "temperature": "0.1"},
-    ("linear", "imagenet"): {"epochs": "90", "batch": "4096", "optimiser": "LARS"},
-    ("detection", "voc"): {"iterations": "144000", "batch": "2", "learning rate": "0.0025"},
-    ("detection", "coco"): {"iterations": "270000", "batch": "16", "learning rate": "0.02"},
-    ("segmentation", "ade20k"): {"iterations": "150000", "batch": "2", "learning rate": "0.02"},
+# The settings of the paper's runs: the appendix, and where it is silent the authors' code (PROTOCOLS 2-6).
+_RECOGNITION = {"grid": 45, "image_size": 224, "resize": 224}
+PAPER: dict[tuple[str, str], dict[str, Any]] = {
+    ("knn", "imagenet"): {"k": 200, "temperature": 0.2},
+    ("knn", "cifar10"): {"k": 200, "temperature": 0.1},
+    ("linear", "imagenet"): {"epochs": 90, "batch": 4096, "optimizer": "LARS"},
+    ("detection", "voc"): {"iterations": 144_000, "batch": 2, "lr": 0.0025},
+    ("detection", "coco"): {"iterations": 270_000, "batch": 16, "lr": 0.02},
+    ("segmentation", "ade20k"): {"iterations": 150_000, "batch": 2, "lr": 0.02},
 }
 WHAT = {
     "demo": (
@@ -38,7 +39,7 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Fact:
-    """A benchmark's settings: those of most of its records, the paper's, and whether what the paper has agrees."""
+    """A benchmark's settings: those of most of its records, the paper's, and whether the paper's agree with these."""
 
     benchmark: str
     here: str
@@ -47,18 +48,18 @@ class Fact:
 
 
 def facts(records: Iterable[Mapping[str, Any]]) -> list[Fact]:
-    """Return a fact for each benchmark that has records, in the order of the tables."""
-    found: dict[tuple[str, str, str], Counter[tuple[tuple[str, str], ...]]] = {}
+    """Return one fact for each benchmark that has records, in the order of the tables."""
+    settings: dict[tuple[str, str, str], Counter[Settings]] = {}
     for record in records:
-        key = (record["task"], record["dataset"], key_of(record).variant or "")
-        found.setdefault(key, Counter())[settings_of(record)] += 1
+        key = (record["task"], record["dataset"], record["variant"] or "")
+        settings.setdefault(key, Counter())[settings_of(record)] += 1
     shown = []
-    for key in sorted(found, key=lambda key: column_order(key[0], key[1], key[2], METRICS[0])):
-        task, dataset, variant = key
-        here = dict(found[key].most_common(1)[0][0])
+    for key in sorted(settings, key=lambda key: column_order(key[0], key[1], key[2], METRICS[0])):
+        task, dataset, _ = key
+        here = dict(settings[key].most_common(1)[0][0])
         of_paper = _RECOGNITION if task == "recognition" else PAPER.get((task, _counterpart(task, dataset)), {})
         agrees = all(here.get(name) == value for name, value in of_paper.items()) if of_paper else None
-        shown.append(Fact(benchmark_name(task, dataset, variant), _words(here), _words(of_paper), agrees))
+        shown.append(Fact(benchmark_name(*key), _words(here), _words(of_paper), agrees))
     return shown
 
 
@@ -66,11 +67,11 @@ def _counterpart(task: str, dataset: str) -> str:
     return "imagenet" if dataset == "digits" and task in ("knn", "linear") else dataset
 
 
-def _words(settings: Mapping[str, str]) -> str:
-    plain = ("None", "False", "float32")  # what nobody changed
-    told = {name: value for name, value in settings.items() if name not in ("data", "config") and value not in plain}
-    return ", ".join(f"{name} {_number(value)}" for name, value in told.items())
-
-
-def _number(text: str) -> str:
-    return f"{int(text):,}" if text.isdecimal() else text
+def _words(settings: Mapping[str, Any]) -> str:
+    """Return the settings in words, without hashes and without what nobody changed."""
+    shown = {name: value for name, value in settings.items() if name not in ("data", "config")}
+    return ", ".join(
+        f"{setting_name(name)} {f'{value:,}' if type(value) is int else value}"
+        for name, value in shown.items()
+        if value is not None and value is not False and value != "float32"
+    )

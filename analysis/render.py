@@ -7,13 +7,13 @@ import unicodedata
 from collections.abc import Callable
 from string import ascii_lowercase
 
-from analysis.tables import HOLE, Cell, Row, Table, head_groups, number
+from analysis.table import HOLE, Cell, Row, Table, head_groups, number
 
 BLOCK = 7  # columns of a LaTeX table side by side
 
 
 def markdown(table: Table) -> str:
-    """Return the table as aligned Markdown under a heading: best bold, as good as the best italic."""
+    """Return the table as aligned Markdown under a heading. Bold is best, italic is within its deviation."""
     lines = [["Model", *(f"{_md(group)} {metric}" for group, metric in table.columns)]]
     for section in table.sections:
         if section.title:
@@ -37,7 +37,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """Return the table as LaTeX; it needs booktabs and graphicx.
 
-    Many columns stand in several blocks under each other, and a block shrinks to the width of the text if it must.
+    Many columns are split into blocks below each other, and a block that is too wide shrinks to the text's width.
     """
     under = [tex(_sentence(table))] if table.remarks else []
     under += [rf"\textsuperscript{{{mark(k)}}} {tex(note)}." for k, note in enumerate(table.notes)]
@@ -57,7 +57,7 @@ def latex(table: Table) -> str:
 
 
 def csv(table: Table) -> str:
-    """Return full precision: for each column mean, std, n and p, and the notes; a hole is an empty field."""
+    """Return the table in full precision: mean, std, n, p and notes of each column; a hole is an empty field."""
     stream = io.StringIO()
     writer = csv_module.writer(stream, lineterminator="\n")
     names = [" ".join(column) for column in table.columns]
@@ -85,7 +85,7 @@ def marks(table: Table, cell: Cell) -> str:
 
 
 def tex(text: str) -> str:
-    r"""Escape text for LaTeX; what pdfLaTeX has no letter for becomes its code point.
+    r"""Escape text for LaTeX; a character that pdfLaTeX cannot print becomes its code point.
 
     >>> print(tex("50%_é模"))
     50\%\_é\texttt{U+6A21}
@@ -110,14 +110,14 @@ _TEX = {
 def _letter(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() else " "
-    # Latin letters with accents, which inputenc builds; ligatures and the like are not among them.
+    # inputenc builds Latin letters with accents, but not ligatures and the like.
     if character.isalpha() and ord(character) < 0x17F and unicodedata.decomposition(character)[:1].isalnum():
         return character
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 
 def _blocks(table: Table) -> list[list[int]]:
-    """Return the table's columns in blocks of BLOCK at most, a data set's columns together where they fit."""
+    """Return the table's columns in blocks of at most BLOCK, keeping a data set's columns together if they fit."""
     blocks: list[list[int]] = [[]]
     first = 0
     for _, width in head_groups(table.columns):

@@ -3,7 +3,7 @@ document.documentElement.classList.add("js");
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const one = (selector, root = document) => root.querySelector(selector);
 
-// Tables: a click on a column's name sorts the models, best first, then worst first, then as they were.
+// Tables: a click on a column's name sorts the models: best first, then worst first, then in the original order.
 for (const table of all("table.results")) {
   const bodies = all("tbody", table), rows = all("tbody:not(.section) tr:not(.difference)", table);
   const sorted = document.createElement("tbody");
@@ -34,7 +34,7 @@ for (const button of all("button.copy")) {
     const source = document.getElementById(button.dataset.copy);
     try {
       await navigator.clipboard.writeText(source.textContent);
-    } catch {  // no permission: select it, and copy in the old way
+    } catch {  // without permission, select the text and copy it the old way
       source.parentElement.open = true;
       getSelection().selectAllChildren(source);
       document.execCommand("copy");
@@ -44,7 +44,7 @@ for (const button of all("button.copy")) {
   });
 }
 
-// Numbers: their records in a dialog. Without scripts the link leads to the record in the page.
+// A number opens its records in a dialog. Without scripts, its link leads to the record in the page.
 const dialog = one("dialog"), inside = one("dialog > div");
 one("button", dialog).addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
@@ -63,7 +63,7 @@ for (const link of all("a[data-records]")) {
   });
 }
 
-// t-SNE: canvases over the same images, which zoom, show the image at the pointer and point at it in every panel.
+// t-SNE: canvases over the same images, which zoom, show the image under the pointer and mark it in every panel.
 const THUMBNAIL = 32, GRID = 4095, MARGIN = 0.03;
 for (const figure of all(".tsne")) {
   const data = JSON.parse(one(".data", figure).textContent), sheet = one(".sheet", figure), live = one(".live", figure);
@@ -228,7 +228,7 @@ for (const figure of all(".tsne")) {
   addEventListener("beforeprint", draw);
 }
 
-// Pictures: two layers of an image over each other, with a slider between them.
+// Pictures: two layers of an image, one over the other, with a slider between them.
 for (const figure of all(".compare")) {
   const [which, left, right] = all("select", figure), stage = one(".stage", figure), slider = one("input", figure);
   const grid = one(".grid", figure), button = one(".all", figure);

@@ -1,22 +1,23 @@
-"""The results record: one JSON file a run, written atomically, and all that analysis reads.
+"""The results record: one JSON file per run, and the only thing that analysis reads of it.
 
 `results/<profile>/<task>/<model>/<dataset>[-<variant>]-seed<k>.json`. A failed run leaves none.
 """
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.names import PROFILES
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had the variant in the protocol, whose names were free; its records are still read
 
 TASKS = ("knn", "linear", "recognition", "detection", "segmentation", "study")
 
@@ -46,21 +47,78 @@ PACKAGES = (
     "onedl-mmsegmentation",
 )
 
-_FIELDS: dict[str, type] = {
+Kind = type | tuple[type, ...]
+REAL = (int, float)
+
+
+class Fact(NamedTuple):
+    """A name that `protocol` may hold.
+
+    Records may be compared only if their settings are equal. What is not a setting is found out in the run, follows
+    from another fact, or describes the files.
+    """
+
+    kind: Kind
+    means: str
+    is_setting: bool = True
+
+
+PROTOCOL: dict[str, Fact] = {
+    "k": Fact(int, "neighbours that vote"),
+    "temperature": Fact(REAL, "of the votes' weights, exp(similarity / temperature)"),
+    "epochs": Fact(int, "passes over the training images"),
+    "iterations": Fact(int, "optimiser steps"),
+    "batch": Fact(int, "images per optimiser step, over all processes"),
+    "lr": Fact(REAL, "base learning rate, as the optimiser gets it"),
+    "optimizer": Fact(str, "its class"),
+    "precision": Fact(str, "of the forward pass: float32, float16 or bfloat16"),
+    "frozen_stages": Fact(int, "the backbone's last frozen stage; 0 is its stem alone, -1 is none"),
+    "grid": Fact(int, "weight decays that the sweep tries"),
+    "metric": Fact(str, "what the sweep selects by"),
+    "evaluation": Fact(str, "how the task's metric is computed"),
+    "n_train": Fact(int, "training images, without those of validation"),
+    "n_val": Fact(int, "validation images"),
+    "n_test": Fact(int, "test images"),
+    "classes": Fact(int, "number of classes"),
+    "image_size": Fact(int, "side of the square crop in pixels"),
+    "resize": Fact((int, NoneType), "the shorter side before the crop in pixels; null is the image as it is"),
+    "test_scales": Fact(list, "(longest, shorter) side in pixels of each scale that is tested"),
+    "any_size": Fact(bool, "the data set may have other than its published size"),
+    "splits": Fact(str, "where the train, validation and test lists come from"),
+    "C": Fact(REAL, "inverse weight decay of the chosen fit", is_setting=False),
+    "weight_decay": Fact(REAL, "of the chosen fit", is_setting=False),
+    "validation": Fact(REAL, "the chosen fit's metric on the validation images, 0-100", is_setting=False),
+    "fits": Fact(int, "logistic regressions in all", is_setting=False),
+    "unconverged": Fact(int, "fits that reached the limit of iterations", is_setting=False),
+    "winner_converged": Fact(bool, "the chosen fit converged", is_setting=False),
+    "winner_at_edge": Fact(bool, "the chosen weight decay is the grid's first or last", is_setting=False),
+    "feature_dim": Fact(int, "width of the features", is_setting=False),
+    "backbone_depth": Fact(int, "layers of the ResNet", is_setting=False),
+    "padding_label": Fact(int, "class of the pixels that pad an image", is_setting=False),
+    "split_file": Fact(str, "the lists that our code drew, below the results folder", is_setting=False),
+    "split_sha256": Fact(str, "of the split file", is_setting=False),
+}
+
+# Former names of facts, still written and read, and the former values of `precision`.
+FORMER_NAMES = {"batch_size": "batch", "amp": "precision"}
+_FORMER_PRECISIONS = {"None": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+_FIELDS: dict[str, Kind] = {
     "schema": int,
     "profile": str,
     "task": str,
     "model": str,
     "dataset": str,
+    "variant": (str, NoneType),
     "seed": int,
     "metrics": dict,
     "protocol": dict,
     "provenance": dict,
 }
 
-_OPTIONAL: dict[str, type] = {"details": dict}
+_OPTIONAL: dict[str, Kind] = {"details": dict}
 
-_PROVENANCE: dict[str, type | tuple[type, ...]] = {
+_PROVENANCE: dict[str, Kind] = {
     "checkpoint_sha256": str,
     "config_sha256": str,
     "data_fingerprint": str,
@@ -70,7 +128,7 @@ _PROVENANCE: dict[str, type | tuple[type, ...]] = {
     "host": str,
     "device": str,
     "started": str,
-    "seconds": (int, float),
+    "seconds": REAL,
 }
 
 
@@ -96,67 +154,88 @@ class RecordKey:
 
 
 def validate(record: Any) -> None:
-    """Raise ValueError naming the first field that does not fit the schema."""
+    """Raise ValueError naming the first field that does not fit the record's schema."""
     if not isinstance(record, dict):
         raise ValueError(f"a record is an object, not {type(record).__name__}")
-    _check_fields(record, {**_FIELDS, **{name: _OPTIONAL[name] for name in _OPTIONAL if name in record}}, "")
-    if record["schema"] != SCHEMA:
-        raise ValueError(f"schema is {record['schema']}, this code reads {SCHEMA}")
+    schema = record.get("schema", SCHEMA)
+    wanted = {name: kind for name, kind in _FIELDS.items() if (name, schema) != ("variant", 1)}
+    _check_fields(record, wanted | {name: kind for name, kind in _OPTIONAL.items() if name in record}, "")
+    if schema not in (1, SCHEMA):
+        raise ValueError(f"schema is {schema}, this code reads 1 to {SCHEMA}")
     if record["profile"] not in PROFILES:
         raise ValueError(f"profile '{record['profile']}' is none of {', '.join(PROFILES)}")
     if record["task"] not in TASKS:
         raise ValueError(f"task '{record['task']}' is none of {', '.join(TASKS)}")
-    if not record["metrics"]:
-        raise ValueError("metrics is empty")
-    for name, value in record["metrics"].items():
-        if name not in METRICS:
-            raise ValueError(f"metrics.{name} is none of {', '.join(METRICS)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value in (inf, -inf) or value != value:
-            raise ValueError(f"metrics.{name} is {value!r}, not a finite number")
-        if not 0 <= value <= 100:
-            raise ValueError(f"metrics.{name} is {value}, not a percentage in 0-100")
+    _check_metrics(record["metrics"])
+    if schema == SCHEMA:
+        protocol = _renamed(record["protocol"])
+        _check_fields(protocol, {name: fact.kind for name, fact in PROTOCOL.items() if name in protocol}, "protocol.")
     _check_fields(record["provenance"], _PROVENANCE, "provenance.")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read and validate one record. Raises UserError naming the file and the field."""
+    """Read and validate one record; one of schema 1 is returned as the present schema has it.
+
+    Raises UserError naming the file and the field.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is no valid results record: {error}; delete it and run its command again") from None
-    return record
+        raise UserError(f"{path} is not a valid results record: {error}; delete it and run its command again") from None
+    protocol = _renamed(record["protocol"])
+    if record["schema"] == 1:
+        record |= {"schema": SCHEMA, "variant": protocol.pop("variant", None)}
+    return {**record, "protocol": protocol}
 
 
-def read_records(root: Path, profile: str, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the valid records of one profile, in the order of their paths.
+def read_records(root: Path, profile: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the valid records of one profile in the order of their paths, and the problems.
 
-    A file that is none, or lies in another record's place, raises UserError; with a list of `problems`, its line
-    goes there and reading goes on.
+    A problem is one line that names a file that is not a valid record, or that lies in another record's place.
     """
+    records, problems = [], []
     for path in sorted((root / profile).rglob("*.json")):
         try:
             record = read_record(path)
             _check_place(path, record, root, profile)
         except UserError as error:
-            if problems is None:
-                raise
             problems.append(str(error))
         else:
-            yield record
+            records.append(record)
+    return records, problems
 
 
 def key_of(record: Mapping[str, Any]) -> RecordKey:
-    """Return what a valid record is about."""
-    names = ("profile", "task", "model", "dataset", "seed")
-    return RecordKey(**{name: record[name] for name in names}, variant=record["protocol"].get("variant"))
+    """Return what a record, as `read_record` returns it, is about."""
+    return RecordKey(**{name: record[name] for name in RecordKey.__dataclass_fields__})
 
 
 def _check_place(path: Path, record: Mapping[str, Any], root: Path, profile: str) -> None:
     if record["profile"] != profile:
         raise UserError(f"{path} is a record of profile '{record['profile']}'; move it where it belongs")
     if (place := key_of(record).path(root)) != path:
-        raise UserError(f"{path} is the record that belongs into {place}; move it there or delete it")
+        raise UserError(f"{path} is the record that belongs at {place}; move it there or delete it")
+
+
+def _renamed(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the protocol with the present names of its facts."""
+    renamed = {FORMER_NAMES.get(name, name): value for name, value in protocol.items()}
+    if "amp" in protocol:
+        renamed["precision"] = _FORMER_PRECISIONS.get(str(protocol["amp"]), protocol["amp"])
+    return renamed
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    if not metrics:
+        raise ValueError("metrics is empty")
+    for name, value in metrics.items():
+        if name not in METRICS:
+            raise ValueError(f"metrics.{name} is none of {', '.join(METRICS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value in (inf, -inf) or value != value:
+            raise ValueError(f"metrics.{name} is {value!r}, not a finite number")
+        if not 0 <= value <= 100:
+            raise ValueError(f"metrics.{name} is {value}, not a percentage in 0-100")
 
 
 @cache
@@ -175,16 +254,16 @@ def git_state() -> tuple[str, bool]:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that results depend on."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def _check_fields(content: Any, fields: Mapping[str, type | tuple[type, ...]], prefix: str) -> None:
+def _check_fields(content: Any, fields: Mapping[str, Kind], prefix: str) -> None:
     for name, kind in fields.items():
         if name not in content:
             raise ValueError(f"{prefix}{name} is missing")

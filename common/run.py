@@ -161,6 +161,7 @@ def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
         "task": job.key.task,
         "model": job.key.model,
         "dataset": job.key.dataset,
+        "variant": job.key.variant,
         "seed": job.key.seed,
         "metrics": {name: float(value) for name, value in measured.metrics.items()},
         "protocol": dict(measured.protocol),
@@ -179,8 +180,6 @@ def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
     }
     if measured.details is not None:
         content["details"] = dict(measured.details)
-    if job.key.variant is not None:
-        content["protocol"]["variant"] = job.key.variant
     validate(content)
     if job.stands_in_the_way():
         print(f"replacing a record of other settings, which is kept: {set_aside(job.place)}", flush=True)

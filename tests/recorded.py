@@ -1,6 +1,8 @@
 """Records for tests, written as every run writes them."""
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,4 +40,5 @@ def write_record(
         checkpoint_sha256=checkpoint,
     )
     measured = Measured(metrics, {"C": 0.5} if protocol is None else protocol, fingerprint, "cpu", details)
-    return record(job, lambda job, checkpoint: measured)
+    with redirect_stdout(StringIO()):
+        return record(job, lambda job, checkpoint: measured)

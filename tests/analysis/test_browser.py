@@ -6,7 +6,7 @@ from PIL import Image
 
 from analysis import report
 from tests.analysis.browser import CHROMIUM, Browser
-from tests.analysis.conftest import Maker, arguments, clean_commit
+from tests.analysis.conftest import Maker, clean_commit, resolved
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 MINE = "a_very_long_label_of_my_own_network"
@@ -15,8 +15,8 @@ SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    args = arguments(tmp_path_factory.mktemp("page"))
-    make = Maker(args)
+    scope = resolved(tmp_path_factory.mktemp("page"))
+    make = Maker(scope)
     with pytest.MonkeyPatch.context() as patch:
         clean_commit(patch)
         knn = {"protocol": {"k": 20, "temperature": 0.1}}
@@ -39,7 +39,7 @@ def page(tmp_path_factory):
         make.predictions(model)
         make.detections(model)
     make.tsne_files("tsne-flowers")
-    return report.build(args, [])
+    return report.build(scope)[0]
 
 
 @pytest.fixture(scope="module")

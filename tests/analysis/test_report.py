@@ -4,21 +4,23 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from analysis import comparison, protocol, report
+from analysis import figures, protocol, report
 from common.errors import UserError
 from common.records import read_records
+from tests.analysis.conftest import folders
 
 HERE = Path(report.__file__).parent
 
 
-def build(args):
-    return report.build(args, [])
+def build(scope):
+    return report.build(scope)[0]
 
 
 class Page(HTMLParser):
@@ -50,7 +52,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def full(args, record, log, predictions, saved_detections, tsne_files):
+def full(scope, record, log, predictions, saved_detections, tsne_files):
     record("simsiam_gsg", "knn", "digits", {"top1": 61.25}, protocol={"k": 20})
     record("simsiam_gsg", "detection", "voc", {"AP": 3.5, "AP50": 9.75}, variant="frozen")
     record("<b>mine</b>", "recognition", "scenes", {"mAP11": 33.0}, seed=4)
@@ -58,14 +60,14 @@ def full(args, record, log, predictions, saved_detections, tsne_files):
     predictions("byol")
     saved_detections("byol")
     tsne_files("tsne-flowers-mine")
-    return args
+    return scope
 
 
 def test_page_holds_every_record(full):
     text = build(full).read_text()
     page = Page(text)
     assert page.open == []
-    records = list(read_records(full.results, "demo"))
+    records = read_records(full.results, "demo")[0]
     assert len(records) == 3
     for one in records:
         made_of = one["provenance"]
@@ -81,10 +83,10 @@ def test_page_holds_every_record(full):
         assert html.escape(str(path)) in text
 
 
-def test_every_number_leads_to_its_records(args, record):
+def test_every_number_leads_to_its_records(scope, record):
     paths = [record("byol", "knn", "digits", {"top1": 60.0 + seed}, seed) for seed in (0, 1)]
     paths.append(record("byol_gsg", "knn", "digits", {"top1": 70.0}))
-    text = build(args).read_text()
+    text = build(scope).read_text()
     page = Page(text)
     assert page.numbers == [["0", "1"], ["2"]]
     at = [text.index(f'id="record-{k}"') for k in range(3)]
@@ -108,28 +110,30 @@ def test_page_is_one_file_and_escapes_labels(full):
     assert text.count("<svg") == 6  # loss, std and kNN against epochs and against time
 
 
-def test_settings_stand_beside_the_papers(args, record):
+def test_settings_stand_beside_the_papers(scope, record):
     record("byol", "knn", "imagenet", {"top1": 60.0}, profile="imagenet", protocol={"k": 200, "temperature": 0.2})
     record("byol", "linear", "imagenet", {"top1": 60.0}, profile="imagenet", protocol={"epochs": 10})
     record("byol", "knn", "flowers", {"top1": 60.0}, profile="imagenet", protocol={"k": 20})
-    found = {fact.benchmark: fact for fact in protocol.facts(read_records(args.results, "imagenet"))}
+    found = {fact.benchmark: fact for fact in protocol.facts(read_records(scope.results, "imagenet")[0])}
     assert found["kNN ImageNet"] == protocol.Fact(
         "kNN ImageNet", "k 200, temperature 0.2", "k 200, temperature 0.2", True
     )
     assert found["Linear ImageNet"].agrees is False
     assert found["Linear ImageNet"].paper == "epochs 90, batch 4,096, optimiser LARS"
     assert found["kNN Flowers"].agrees is None
-    args.profile = "imagenet"
-    text = build(args).read_text()
+    plain = {"batch": 2, "lr": 0.0025, "precision": "float32", "frozen_stages": 0}
+    record("byol", "detection", "voc", {"AP": 1.0}, profile="imagenet", protocol=plain)
+    [dense] = [f for f in protocol.facts(read_records(scope.results, "imagenet")[0]) if f.benchmark == "VOC detection"]
+    assert dense.here == "batch 2, learning rate 0.0025, frozen stages 0"  # a zero is said, the usual precision is not
+    text = build(replace(scope, profile="imagenet")).read_text()
     assert "k 200, temperature 0.2: the same" in text
     assert "epochs 90, batch 4,096, optimiser LARS: not the same" in text
     assert "not in the paper" in text
     assert "Demo data" not in text
 
 
-def test_page_without_anything(args):
-    args.profile = "imagenet"
-    text = build(args).read_text()
+def test_page_without_anything(scope):
+    text = build(replace(scope, profile="imagenet")).read_text()
     assert "No tables: no results records" in text
     assert text.count("Left out:") == 6
     assert "make it with `make tsne PROFILE=imagenet`" in text
@@ -152,11 +156,10 @@ def test_page_is_made_again_when_a_record_changes(full, record, capsys):
 def test_a_corrupt_record_is_named_at_the_end_of_a_page(full, capsys):
     spoilt = next((full.results / "demo").rglob("*.json"))
     spoilt.write_text("{")
-    folders = [f"--{name}={getattr(full, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
-    for _ in range(2):  # an up to date page names it too
-        with pytest.raises(UserError, match="skipped 1 file that"):
-            report.main(folders)
-        assert f"skipped: {spoilt} is no valid results record" in capsys.readouterr().err
+    for _ in range(2):  # an up-to-date page names it too
+        with pytest.raises(UserError, match="skipped 1 file that is not a valid record"):
+            report.main(folders(full.reports.parent))
+        assert f"skipped: {spoilt} is not a valid results record" in capsys.readouterr().err
     assert "made from 2 results" in (full.reports / "demo" / "index.html").read_text()
 
 
@@ -170,11 +173,10 @@ def test_spoilt_digests_only_cost_time(full):
 
 def test_an_up_to_date_page_loads_no_heavy_library(full):
     build(full)
-    folders = [f"--{name}={getattr(full, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
     code = f"""
 import sys
 from analysis import report
-report.main({folders!r})
+report.main({folders(full.reports.parent)!r})
 heavy = 'torch pandas matplotlib sklearn jinja2 openTSNE'.split()
 print('heavy:', [m for m in heavy if m in sys.modules])
 """
@@ -183,9 +185,9 @@ print('heavy:', [m for m in heavy if m in sys.modules])
     assert "written" not in out
 
 
-def test_boxes_are_drawn_with_their_names(args, saved_detections):
+def test_boxes_are_drawn_with_their_names(scope, saved_detections):
     saved_detections("simsiam")
-    [(title, shown)] = comparison.detection(args).items()
+    [(title, shown)] = figures.compare_detection(scope).items()
     assert title == "VOC"
     assert list(shown.layers) == ["Image", "Ground truth", "SimSiam"]
     assert len(shown.photos) == 2

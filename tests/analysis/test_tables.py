@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,16 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 import analysis
-from analysis import render, tables
-from analysis.names import model_order
+from analysis import records, render, statistics, tables
+from analysis.names import EXPECTED, model_order
 from analysis.render import csv, latex, markdown, tex
-from analysis.tables import make_tables, number, read_tables
+from analysis.table import number
+from analysis.tables import make_tables, read_tables
 from common.errors import UserError
 
 
-def build(args):
-    return tables.build(args, [])
+def build(scope):
+    return tables.build(scope.results, scope.profile, scope.folder)[0]
 
 
 def shown(table):
@@ -35,14 +37,14 @@ def model(table, name):
 
 
 @pytest.fixture
-def standard(args, record):
+def standard(scope, record):
     """Return the table of three models: one with two seeds, one with a hole."""
     for seed, value in ((0, 60.0), (1, 62.0)):
         record("simsiam_gsg", "knn", "digits", {"top1": value}, seed)
     record("simsiam", "knn", "digits", {"top1": 60.5})
     record("simsiam", "linear", "digits", {"top1": 70.0, "top5": 99.0})
     record("mine_50%", "linear", "digits", {"top1": 71.004})
-    return build(args)[0]
+    return build(scope)[0]
 
 
 def test_rows_holes_bold_and_spread(standard):
@@ -57,14 +59,14 @@ def test_rows_holes_bold_and_spread(standard):
     assert best["SimSiam w/ GSG"] == [True, False, False]
     assert best["mine_50%"] == [False, True, False]
     assert not best["SimSiam"][2]  # alone in its column
-    # 60.5 is within 1.41 of 61; 70 against 71.004, which has one seed, is not told.
+    # 60.5 is within 1.41 of 61; 70 against 71.004, which has one seed, is not compared.
     assert [cell.tied for cell in model(standard, "simsiam").cells] == [True, False, False]
 
 
-def test_equal_as_shown_is_equally_best(args, record):
+def test_equal_as_shown_is_equally_best(scope, record):
     for name, value in (("byol", 50.001), ("byol_gsg", 50.004), ("simsiam", 49.9)):
         record(name, "knn", "digits", {"top1": value})
-    [table] = build(args)
+    [table] = build(scope)
     assert [row.cells[0].best for row in table.rows if row.baseline is None] == [False, True, True]
 
 
@@ -73,13 +75,13 @@ def test_order_of_models():
     assert model_order(given) == ["simsiam", "simsiam-batch64", "simsiam_gsg", "byol", "byol_gsg", "ant", "zebra"]
 
 
-def test_the_difference_is_tested_over_paired_seeds(args, record):
+def test_the_difference_is_tested_over_paired_seeds(scope, record):
     base, gsg = [50.0, 51.5, 49.0, 52.0], [51.0, 52.0, 51.0, 52.5]
     for seed, (one, other) in enumerate(zip(base, gsg, strict=True)):
         record("simsiam", "knn", "digits", {"top1": one}, seed)
         record("simsiam_gsg", "knn", "digits", {"top1": other}, seed)
     record("simsiam", "knn", "digits", {"top1": 90.0}, 9)  # a seed of one of them alone
-    [table] = build(args)
+    [table] = build(scope)
     [row] = [row for row in table.rows if row.baseline]
     assert row.cells[0].mean == pytest.approx(1.0)
     assert row.cells[0].p == pytest.approx(ttest_rel(gsg, base).pvalue)
@@ -91,12 +93,12 @@ def test_the_difference_is_tested_over_paired_seeds(args, record):
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
 def test_no_test_of_too_few_seeds_or_of_equal_differences(values):
-    assert tables._paired_test(values) is None
+    assert statistics.paired_test(values) is None
 
 
-def test_recognition_has_eleven_columns_the_average_and_its_rank(args, record):
-    args.profile = "imagenet"
-    eleven = [key for key in tables.EXPECTED["imagenet"] if key[0] == "recognition"]
+def test_recognition_has_eleven_columns_the_average_and_its_rank(scope, record):
+    scope = replace(scope, profile="imagenet")
+    eleven = [key for key in EXPECTED["imagenet"] if key[0] == "recognition"]
     values = {"simsiam": 60.0, "simsiam_gsg": 62.0, "byol": 61.0}
     for name, value in values.items():
         for k, (_, dataset, _, metric) in enumerate(eleven):
@@ -104,7 +106,7 @@ def test_recognition_has_eleven_columns_the_average_and_its_rank(args, record):
                 higher = 5.0 if (name, k) == ("simsiam", 0) else 0.0
                 record(name, "recognition", dataset, {metric: value + higher}, profile="imagenet")
     record("simsiam", "recognition", "caltech101-sst", {"mean_per_class_accuracy": 1.0}, profile="imagenet")
-    [table] = build(args)
+    [table] = build(scope)
     assert len(eleven) == 11
     assert [group for group, _ in table.columns[-2:]] == ["Average", "Average"]
     assert len(table.columns) == 11 + 1 + 2
@@ -116,21 +118,21 @@ def test_recognition_has_eleven_columns_the_average_and_its_rank(args, record):
     assert not model(table, "simsiam").cells[-1].best
 
 
-def test_average_of_seeds_has_their_deviation(args, record):
+def test_average_of_seeds_has_their_deviation(scope, record):
     for seed in (0, 1):
         record("byol", "recognition", "digits", {"accuracy": 50.0 + seed}, seed)
         record("byol", "recognition", "scenes", {"mAP11": 20.0 + 3 * seed}, seed)
-    [table] = build(args)
+    [table] = build(scope)
     assert shown(table)["BYOL"][2] == "36.00 ± 1.41"
 
 
-def test_other_settings_are_footnoted_and_do_not_compete(args, record):
+def test_other_settings_are_footnoted_and_do_not_compete(scope, record):
     for name, epochs, value in (("simsiam", 100, 60.0), ("byol", 100, 61.0), ("byol_gsg", 50, 99.0)):
         record(name, "linear", "digits", {"top1": value}, protocol={"epochs": epochs})
-    [table] = build(args)
+    [table] = build(scope)
     assert table.notes == [
         "epochs 50, elsewhere 100",
-        "no difference of numbers made under different settings",
+        "no difference of numbers with different settings",
     ]
     assert [model(table, name).cells[1].best for name in ("simsiam", "byol", "byol_gsg")] == [False, True, False]
     [row] = [row for row in table.rows if row.baseline]
@@ -140,43 +142,67 @@ def test_other_settings_are_footnoted_and_do_not_compete(args, record):
     assert r"99.00\textsuperscript{a}" in latex(table)
 
 
-def test_a_mean_never_mixes_settings(args, record):
+def test_a_mean_never_mixes_settings(scope, record):
     for seed, grid in ((0, 45), (1, 45), (2, 9)):
         record("byol", "recognition", "digits", {"accuracy": 50.0 + 10 * seed}, seed, protocol={"grid": grid})
-    [table] = build(args)
+    [table] = build(scope)
     assert shown(table)["BYOL"][0] == "55.00 ± 7.07"
     assert table.notes == ["seed 2 left out: weight decays in the C grid 9, elsewhere 45"]
 
 
-def test_other_data_and_unlisted_settings_are_told(args, record):
+def test_records_of_schema_1_stand_beside_those_of_schema_2(scope, record, change):
+    def age(content):
+        del content["variant"]
+        content |= {"schema": 1, "protocol": {"batch_size": 256, "amp": None, "variant": "small"}}
+
+    facts = {"variant": "small", "protocol": {"batch": 256, "precision": "float32"}}
+    old, _ = (record(name, "linear", "digits", {"top1": 1.0}, **facts) for name in ("simsiam", "byol"))
+    change(old, age)
+    [table] = build(scope)
+    assert table.notes == []
+    assert table.columns[-1] == ("Linear Digits (small)", "top-1")
+    assert [row.cells[-1].mean for row in table.rows] == [1.0, 1.0]
+
+
+def test_settings_are_compared_by_value_and_an_absent_one_is_not_a_null(scope, record):
+    scales = {"test_scales": [[64, 32], [96, 48]]}
+    for name, protocol in (("simsiam", {"lr": 1, **scales}), ("byol", {"lr": 1.0, **scales})):
+        record(name, "segmentation", "ade20k", {"mIoU": 1.0}, protocol=protocol)
+    assert build(scope)[0].notes == []
+    record("simsiam", "recognition", "digits", {"accuracy": 1.0}, protocol={"resize": None})
+    record("byol", "recognition", "digits", {"accuracy": 1.0}, protocol={})
+    assert build(scope)[0].notes == ["resize unknown, elsewhere None"]
+
+
+def test_other_data_and_unlisted_settings_are_told(scope, record):
     record("simsiam", "knn", "digits", {"top1": 1.0})
     record("byol", "knn", "digits", {"top1": 1.0}, data="0ther")
     record("byol_gsg", "knn", "digits", {"top1": 1.0}, config="c0nfig")
-    assert build(args)[0].notes[:2] == ["data 0ther000, elsewhere da7a0000", "config c0nfig00, elsewhere c0ffee00"]
+    assert build(scope)[0].notes[:2] == ["data 0ther000, elsewhere da7a0000", "config c0nfig00, elsewhere c0ffee00"]
 
 
-def test_uncommitted_changes_are_told_of_a_number_or_of_all(args, record, change):
+def test_uncommitted_changes_are_told_of_a_number_or_of_all(scope, record, change):
     paths = [record(name, "knn", "digits", {"top1": 1.0}) for name in ("simsiam", "byol")]
     change(paths[0], lambda r: r["provenance"].update(git_dirty=True))
     change(paths[1], lambda r: r["provenance"].update(git_dirty=False))
-    [table] = build(args)
-    assert table.notes == [tables.DIRTY]
+    [table] = build(scope)
+    assert table.notes == [records.DIRTY]
     assert model(table, "simsiam").cells[0].notes
     assert not model(table, "byol").cells[0].notes
     change(paths[1], lambda r: r["provenance"].update(git_dirty=True))
-    [table] = build(args)
+    [table] = build(scope)
     assert table.notes == []
-    assert f"all numbers are {tables.DIRTY}" in table.remarks
+    assert f"all numbers are {records.DIRTY}" in table.remarks
 
 
-def test_ablations_stand_beside_what_they_are_varied_from(args, record):
+def test_ablations_stand_beside_what_they_are_varied_from(scope, record):
     for name, value in (
         *(("simsiam", 50.0), ("simsiam_gsg", 55.0), ("simsiam_gsg-random", 52.0), ("simsiam_gsg-farthest", 49.0)),
         *(("simsiam-batch64", 40.0), ("simsiam_gsg-batch64", 44.0), ("simsiam_gsg-batch128", 45.0)),
         *(("simsiam-no_predictor", 10.0), ("simsiam_gsg-shared_views", 54.5), ("byol_gsg-random", 1.0)),
     ):
         record(name, "knn", "digits", {"top1": value})
-    standard, ablations = build(args)
+    standard, ablations = build(scope)
     assert [row.model for row in standard.rows if row.baseline is None] == ["simsiam", "simsiam_gsg"]
     assert [section.title for section in ablations.sections] == ["Guide", "Predictor", "Batch size", "Views"]
     told = {
@@ -229,11 +255,11 @@ def test_latex_escapes_and_spans(standard):
     )
 
 
-def test_many_columns_stand_in_blocks(args, record):
-    args.profile = "imagenet"
+def test_many_columns_stand_in_blocks(scope, record):
+    scope = replace(scope, profile="imagenet")
     for name, value in (("simsiam", 3.0), ("simsiam_gsg", 2.0)):
         record(name, "recognition", "cars", {"accuracy": value}, profile="imagenet")
-    [table] = build(args)
+    [table] = build(scope)
     text = latex(table)
     assert text.count(r"\begin{tabular}") == 2  # 13 columns, seven at most side by side
     assert text.count("SimSiam w/ GSG") == 2
@@ -259,12 +285,12 @@ def has_latex():
 
 
 @pytest.mark.skipif(not has_latex(), reason="no LaTeX with booktabs and graphicx is installed")
-def test_real_latex_compiles_the_tables(args, record, tmp_path):
+def test_real_latex_compiles_the_tables(scope, record, tmp_path):
     for name in [*NASTY, "simsiam", "simsiam_gsg", "simsiam_gsg-random"]:
         for seed in range(3):
             record(name, "knn", "digits", {"top1": 50.0 + seed * len(name) % 40}, seed)
             record(name, "recognition", "digits", {"accuracy": 50.0}, seed, protocol={"grid": len(name)})
-    text = "".join(path.read_text() for path in (build(args), *sorted((args.reports / "demo").glob("*.tex")))[1:])
+    text = "".join(path.read_text() for path in (build(scope), *sorted((scope.reports / "demo").glob("*.tex")))[1:])
     document = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n" + text + "\\end{document}\n"
     (tmp_path / "t.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
@@ -283,69 +309,69 @@ def test_csv_keeps_precision_and_leaves_holes_empty(standard):
     assert {row["profile"] for row in rows.values()} == {"demo"}
 
 
-def test_frames(args, standard, record):
-    frame = analysis.load_records(args.results)
+def test_frames(scope, standard, record):
+    frame = analysis.load_records(scope.results)
     assert len(frame) == 6
     assert set(frame.columns) >= {"profile", "task", "model", "dataset", "variant", "seed", "metric", "value"}
     assert set(frame.columns) >= {"checkpoint_sha256", "git_commit", "host", "protocol", "details"}
     assert frame[frame.model == "mine_50%"].value.item() == 71.004
     record("byol", "knn", "imagenet", {"top1": 2.0}, profile="imagenet")
-    assert set(analysis.load_records(args.results).profile) == {"demo", "imagenet"}
-    assert len(analysis.load_records(args.results, "demo")) == 6
-    frame = analysis.load_tables(args.results, "demo")["standard"]
+    assert set(analysis.load_records(scope.results).profile) == {"demo", "imagenet"}
+    assert len(analysis.load_records(scope.results, "demo")) == 6
+    frame = analysis.load_tables(scope.results, "demo")["standard"]
     assert frame.loc["simsiam_gsg", ("kNN Digits", "top-1", "mean")] == 61.0
     assert frame.loc["simsiam_gsg", ("kNN Digits", "top-1", "n")] == 2
     assert frame.isna().loc["simsiam_gsg", ("Linear Digits", "top-1", "mean")]
 
 
-def test_no_records_make_an_empty_frame(args):
-    assert list(analysis.load_records(args.results).columns[:3]) == ["profile", "task", "model"]
+def test_no_records_make_an_empty_frame(scope):
+    assert list(analysis.load_records(scope.results).columns[:3]) == ["profile", "task", "model"]
 
 
-def test_a_corrupt_record_is_named_and_skipped(args, record, capsys):
+def test_a_corrupt_record_is_named_and_skipped(scope, record, capsys):
     good = record("byol", "knn", "digits", {"top1": 12.0})
     spoilt = record("byol", "linear", "digits", {"top1": 13.0})
     spoilt.write_text('{"schema": 1')
     moved = good.with_name("digits-seed5.json")
     moved.write_bytes(good.read_bytes())
-    command = ["--results", str(args.results), "--reports", str(args.reports)]
-    with pytest.raises(UserError, match="skipped 2 files that are no valid records"):
+    command = ["--results", str(scope.results), "--reports", str(scope.reports)]
+    with pytest.raises(UserError, match="skipped 2 files that are not valid records"):
         tables.main(command)
     out, err = capsys.readouterr()
     assert "12.00" in out
-    assert (args.reports / "demo" / "table-standard.md").is_file()
-    assert f"skipped: {spoilt} is no valid results record" in err
-    assert f"skipped: {moved} is the record that belongs into {good}" in err
-    with pytest.warns(UserWarning, match="is no valid results record|belongs into"):
-        assert len(analysis.load_records(args.results)) == 1
+    assert (scope.reports / "demo" / "table-standard.md").is_file()
+    assert f"skipped: {spoilt} is not a valid results record" in err
+    assert f"skipped: {moved} is the record that belongs at {good}" in err
+    with pytest.warns(UserWarning, match="is not a valid results record|belongs at"):
+        assert len(analysis.load_records(scope.results)) == 1
 
 
-def test_corrupt_records_alone_are_named(args, record):
+def test_corrupt_records_alone_are_named(scope, record):
     path = record("byol", "knn", "digits", {"top1": 12.0})
     path.write_text("{}")
-    with pytest.raises(UserError, match=rf"{path} is no valid results record"):
-        build(args)
+    with pytest.raises(UserError, match=rf"{path} is not a valid results record"):
+        build(scope)
 
 
-def test_profiles_are_never_mixed(args, record):
+def test_profiles_are_never_mixed(scope, record):
     record("byol", "knn", "digits", {"top1": 1.0})
     record("byol", "knn", "imagenet", {"top1": 2.0}, profile="imagenet")
-    [table] = build(args)
+    [table] = build(scope)
     assert table.columns == [("kNN Digits", "top-1"), ("Linear Digits", "top-1")]
-    args.profile = "imagenet"
-    [table] = build(args)
+    scope = replace(scope, profile="imagenet")
+    [table] = build(scope)
     assert table.title == "Standard evaluation, profile imagenet"
     assert table.columns == [("kNN ImageNet", "top-1"), ("Linear ImageNet", "top-1")]
     with pytest.raises(ValueError, match="profile demo in a table of imagenet"):
         make_tables([{"profile": "demo"}], "imagenet")
 
 
-def test_datasets_variants_and_tasks_make_columns(args, record):
+def test_datasets_variants_and_tasks_make_columns(scope, record):
     record("byol", "detection", "voc", {"AP": 1.0, "AP50": 2.0, "AP75": 1.5}, variant="frozen")
     record("byol", "detection", "voc", {"AP": 3.0})
     record("byol", "segmentation", "ade20k", {"aAcc": 5.0, "mIoU": 4.0})
     record("byol", "study", "digits", {"top1": 4.0})
-    [table] = build(args)
+    [table] = build(scope)
     assert table.columns == [
         *(("VOC detection", metric) for metric in ("AP", "AP50", "AP75")),
         *(("VOC (frozen) detection", metric) for metric in ("AP", "AP50", "AP75")),
@@ -355,37 +381,37 @@ def test_datasets_variants_and_tasks_make_columns(args, record):
     assert shown(table)["BYOL"][1:3] == ["—", "—"]  # a hole is a dash
 
 
-def test_files_of_tables_that_are_gone_are_removed(args, record):
+def test_files_of_tables_that_are_gone_are_removed(scope, record):
     path = record("byol", "knn", "digits", {"top1": 1.0})
     record("byol", "recognition", "digits", {"accuracy": 1.0})
-    build(args)
+    build(scope)
     names = {f"table-{kind}.{ending}" for kind in ("standard", "recognition") for ending in ("md", "tex", "csv")}
-    assert {file.name for file in (args.reports / "demo").iterdir()} == names
+    assert {file.name for file in (scope.reports / "demo").iterdir()} == names
     path.unlink()
-    build(args)
-    assert not (args.reports / "demo" / "table-standard.md").exists()
+    build(scope)
+    assert not (scope.reports / "demo" / "table-standard.md").exists()
 
 
-def test_no_records_names_the_command(args):
+def test_no_records_names_the_command(scope):
     with pytest.raises(UserError, match=r"no results records in .*demo; make some with `make knn linear transfer-all"):
-        build(args)
+        build(scope)
 
 
-def test_command_prints_the_tables(args, record, capsys):
+def test_command_prints_the_tables(scope, record, capsys):
     record("byol", "knn", "digits", {"top1": 12.345})
-    tables.main(["--results", str(args.results), "--reports", str(args.reports)])
+    tables.main(["--results", str(scope.results), "--reports", str(scope.reports)])
     shown = capsys.readouterr().out
     assert shown.startswith("[analysis.tables] profile=demo")
     assert "### Standard evaluation" in shown
     assert "12.35" in shown or "12.34" in shown
 
 
-def test_ten_thousand_records_take_under_five_seconds(args, record):
+def test_ten_thousand_records_take_under_five_seconds(scope, record):
     """`make tables` as a process of its own, from 10,000 files: 250 models, 8 data sets, 5 seeds."""
     text = Path(record("byol", "recognition", "digits", {"accuracy": 1.0}, protocol={"grid": 45})).read_text()
     template = json.loads(text)
     for k in range(250):
-        folder = args.results / "demo" / "recognition" / f"model{k}"
+        folder = scope.results / "demo" / "recognition" / f"model{k}"
         folder.mkdir()
         for dataset in "abcdefgh":
             for seed in range(5):
@@ -397,11 +423,11 @@ def test_ten_thousand_records_take_under_five_seconds(args, record):
                 }
                 (folder / f"{dataset}-seed{seed}.json").write_text(json.dumps({**template, **head}))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "analysis.tables", "--results", args.results, "--reports", args.reports]
+    command = [sys.executable, "-m", "analysis.tables", "--results", scope.results, "--reports", scope.reports]
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # its own time: others on the machine must not matter
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
-    assert len(read_tables(args.results, "demo")[0].rows) == 251
+    assert len(read_tables(scope.results, "demo")[0][0].rows) == 251
 
 
 def test_marks_after_z():

@@ -1,29 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
 
-from analysis import features, tsne
-from common.backbones import build_backbone, feature_dim
-from common.checkpoint import META_KEYS, save_checkpoint
+from analysis import embedding, features, tsne
 from common.errors import UserError
-
-
-@pytest.fixture
-def checkpoint(args):
-    def write(model):
-        torch.manual_seed(0)
-        network = build_backbone("resnet18")
-        meta = dict.fromkeys(META_KEYS, 0) | {"arch": "resnet18", "feature_dim": feature_dim(network)}
-        path = args.checkpoints / "demo" / f"{model}.pth"
-        save_checkpoint(path, network.state_dict(), meta)
-        return path
-
-    return write
+from tests.analysis.conftest import resolved
 
 
 @pytest.fixture
@@ -39,13 +25,13 @@ def flowers(tmp_path):
     return root
 
 
-def test_the_profiles_methods_are_drawn_in_the_papers_order(args, checkpoint, capsys):
+def test_the_profiles_methods_are_drawn_in_the_papers_order(scope, checkpoint, capsys):
     with pytest.raises(UserError, match=r"no checkpoint in .*make pretrain PROFILE=demo METHOD=simsiam"):
-        tsne.build(args)
+        tsne.build(scope)
     for model in ("byol", "simsiam_gsg"):
         checkpoint(model)
-    args.limit = 60
-    png = tsne.build(args)
+    scope = replace(scope, limit=60)
+    png = tsne.build(scope)
     assert Image.open(png).size[0] > 300
     content = json.loads(png.with_suffix(".json").read_text())
     assert [panel["model"] for panel in content["panels"]] == ["simsiam_gsg", "byol"]
@@ -57,37 +43,35 @@ def test_the_profiles_methods_are_drawn_in_the_papers_order(args, checkpoint, ca
         assert points.min() == 0
         assert points.max() == tsne.GRID
         assert set(panel["scores"]) == {"trustworthiness", "silhouette", "purity", "map_silhouette", "map_purity"}
-    images, _ = features.open_images(args)
+    images, _ = features.open_images(scope)
     sheet = np.asarray(Image.open(png.with_suffix(".webp")).convert("RGB")).astype(int)
     assert sheet.shape == (256, 256, 3)  # 8 x 8 places for 60 images
     tenth = sheet[32:64, 64:96]
     assert np.abs(tenth - np.asarray(images.image(10))).mean() < 12  # WebP loses a little
     capsys.readouterr()
-    tsne.build(args)
+    tsne.build(scope)
     assert "up to date" in capsys.readouterr().out
-    args.perplexity = 5.0
-    tsne.build(args)
+    tsne.build(replace(scope, perplexity=5.0))
     assert "written" in capsys.readouterr().out
 
 
-def test_any_checkpoint_and_any_labelled_images(args, checkpoint, flowers):
-    args.checkpoint, args.name, args.data_root, args.size = checkpoint("theirs"), "theirs", flowers, 32
-    png = tsne.build(args)
+def test_any_checkpoint_and_any_labelled_images(tmp_path, checkpoint, flowers):
+    theirs = ("--checkpoint", checkpoint("theirs"), "--name", "theirs")
+    png = tsne.build(resolved(tmp_path, *theirs, "--data-root", flowers, "--size", 32))
     assert png.name == "tsne-flowers-theirs.png"
     content = json.loads(png.with_suffix(".json").read_text())
     assert content["classes"] == ["rose", "tulip"]
     assert [panel["model"] for panel in content["panels"]] == ["theirs"]
-    assert content["panels"][0]["scores"]["purity"] > 0.9  # bright and dark are told apart by any network
+    assert content["panels"][0]["scores"]["purity"] > 0.9  # any network tells bright from dark
 
 
-def test_mistakes_are_named(args, checkpoint, flowers, tmp_path):
-    args.checkpoint, args.name = tmp_path / "none.pth", "x"
+def test_mistakes_are_named(checkpoint, tmp_path):
+    scope = resolved(tmp_path, "--checkpoint", tmp_path / "none.pth", "--name", "x")
     with pytest.raises(UserError, match=r"checkpoint .*none\.pth is missing; correct CHECKPOINT"):
-        tsne.build(args)
-    args.checkpoint = checkpoint("theirs")
-    args.data_root = tmp_path / "empty"
-    with pytest.raises(UserError, match=r"empty is missing; place one folder a class"):
-        tsne.build(args)
+        tsne.build(scope)
+    theirs = ("--checkpoint", checkpoint("theirs"), "--name", "x")
+    with pytest.raises(UserError, match=r"empty is missing; place one folder per class"):
+        tsne.build(resolved(tmp_path, *theirs, "--data-root", tmp_path / "empty"))
     for bad in ("0", "many", "nan", "inf"):
         with pytest.raises(UserError, match=f"--perplexity is '{bad}'"):
             tsne.main(["--perplexity", bad])
@@ -98,46 +82,42 @@ def test_mistakes_are_named(args, checkpoint, flowers, tmp_path):
         tsne.main(["--dataset", "dtd"])
 
 
-def test_cifar10_is_the_default_of_its_profile(args, checkpoint):
-    args.checkpoint, args.name, args.profile = checkpoint("theirs"), "theirs", "cifar10"
+def test_cifar10_is_the_default_of_its_profile(tmp_path, checkpoint):
+    theirs = ("--checkpoint", checkpoint("theirs"), "--name", "theirs")
     with pytest.raises(UserError, match=r"cifar-10-batches-py is missing"):
-        tsne.build(args)
+        tsne.build(resolved(tmp_path, *theirs, "--profile", "cifar10"))
 
 
 def test_embedding_is_fixed_and_takes_few_samples():
     x = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
-    first = tsne.embed(x)
+    first = embedding.embed(x)
     assert first.shape == (12, 2)
-    np.testing.assert_array_equal(first, tsne.embed(x))
+    np.testing.assert_array_equal(first, embedding.embed(x))
 
 
 def test_embedding_separates_what_is_separate():
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
     x = (rng.standard_normal((90, 16)) + 20 * np.eye(16)[labels]).astype(np.float32)
-    points = tsne.embed(x, perplexity=10)
-    found = tsne.scores(x, points, labels)
+    points = embedding.embed(x, perplexity=10)
+    found = embedding.scores(x, points, labels)
     assert found["purity"] == found["map_purity"] == 1
     assert found["map_silhouette"] == pytest.approx(silhouette_score(points, labels), abs=1e-4)
     assert found["trustworthiness"] == pytest.approx(trustworthiness(x, points, n_neighbors=10), abs=1e-4)
-    shuffled = tsne.scores(x, rng.permutation(points), labels)
+    shuffled = embedding.scores(x, rng.permutation(points), labels)
     assert shuffled["trustworthiness"] < found["trustworthiness"]
     assert shuffled["map_purity"] < 0.6
 
 
 def test_scores_of_one_class_leave_the_silhouette_out():
     x = np.random.default_rng(0).standard_normal((6, 3))
-    found = tsne.scores(x, x[:, :2], np.zeros(6, int))
+    found = embedding.scores(x, x[:, :2], np.zeros(6, int))
     assert "silhouette" not in found
     assert "silhouette undefined" in tsne.caption(found)
 
 
-def test_a_part_is_a_data_set_of_its_own(args):
-    args.limit = 20
-    part, _ = features.open_images(args)
-    again, _ = features.open_images(args)
-    args.limit = 360
-    whole, _ = features.open_images(args)
+def test_a_part_is_a_data_set_of_its_own(scope):
+    part, again, whole = (features.open_images(replace(scope, limit=limit))[0] for limit in (20, 20, 360))
     assert len(part.labels) == 20
     assert part.fingerprint == again.fingerprint != whole.fingerprint
     at = part.indices[7]
@@ -152,5 +132,5 @@ def test_ten_thousand_points_take_under_three_minutes():
     rng = np.random.default_rng(0)
     x = np.maximum(rng.standard_normal((10, 512))[np.arange(10_000) % 10] + rng.standard_normal((10_000, 512)), 0)
     started = time.perf_counter()
-    tsne.embed(x.astype(np.float32))
+    embedding.embed(x.astype(np.float32))
     assert time.perf_counter() - started < 180

@@ -1,4 +1,4 @@
-"""The results record: what fits the schema, where it lies, and when a run is done already."""
+"""The results record: what fits the schema, where it lies, and when a run has been done."""
 
 import copy
 import json
@@ -12,15 +12,27 @@ from hypothesis import strategies as st
 from common import records
 from common.errors import UserError
 from common.names import PROFILES
-from common.records import METRICS, TASKS, RecordKey, git_state, read_record, read_records, validate
+from common.records import (
+    FORMER_NAMES,
+    METRICS,
+    PROTOCOL,
+    TASKS,
+    RecordKey,
+    git_state,
+    key_of,
+    read_record,
+    read_records,
+    validate,
+)
 from tests.recorded import write_record
 
 VALID = {
-    "schema": 1,
+    "schema": 2,
     "profile": "demo",
     "task": "recognition",
     "model": "simsiam_gsg",
     "dataset": "digits",
+    "variant": None,
     "seed": 0,
     "metrics": {"accuracy": 91.2},
     "protocol": {"C": 0.56, "n_train": 1437},
@@ -58,7 +70,7 @@ def changed(field, value):
 def test_the_example_of_the_design_is_valid():
     validate(VALID)
     with pytest.raises(ValueError):  # noqa: PT011  (its words are tested below)
-        validate({**VALID, "schema": 2})
+        validate({**VALID, "schema": 3})
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,16 +86,53 @@ def test_what_finish_writes_is_read_back(tmp_path_factory, profile, task, seed, 
     key = RecordKey(profile, task, "m", "d", seed, variant)
     path = write_record(root, key, metrics)
     record = read_record(path)
-    assert {k: record[k] for k in ("profile", "task", "model", "dataset", "seed", "metrics")} == {
-        "profile": profile,
-        "task": task,
-        "model": "m",
-        "dataset": "d",
-        "seed": seed,
-        "metrics": metrics,
-    }
-    assert record["protocol"] == {"C": 0.5} | ({"variant": variant} if variant else {})
-    assert list(read_records(root, profile)) == [record]
+    assert (record["schema"], record["variant"], record["protocol"]) == (2, variant, {"C": 0.5})
+    assert (key_of(record), record["metrics"]) == (key, metrics)
+    assert read_records(root, profile) == ([record], [])
+
+
+@pytest.mark.parametrize("variant", [None, "frozen"])
+def test_a_record_of_schema_1_means_the_same(tmp_path, variant):
+    key = RecordKey("demo", "recognition", "simsiam_gsg", "digits", 0, variant)
+    new = {**VALID, "variant": variant, "protocol": {"batch": 256, "precision": "float16"}}
+    old = {**VALID, "schema": 1, "protocol": {"batch_size": 256, "amp": "fp16"}}
+    del old["variant"]
+    if variant:
+        old["protocol"]["variant"] = variant
+    key.path(tmp_path).parent.mkdir(parents=True)
+    for record in (old, new):
+        key.path(tmp_path).write_text(json.dumps(record))
+        assert read_records(tmp_path, "demo") == ([new], [])
+    assert key_of(new) == key
+    with pytest.raises(ValueError, match=r"^variant is not part of the schema$"):
+        validate({**old, "variant": variant})
+    with pytest.raises(ValueError, match=r"^variant is missing$"):
+        validate({**old, "schema": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("optimiser", "LARS", "optimiser is not part of the schema"),
+        ("variant", "frozen", "variant is not part of the schema"),
+        ("epochs", 90.0, "epochs is 90.0, of the wrong type"),
+        ("epochs", True, "epochs is True, of the wrong type"),
+        ("batch_size", "256", "batch is '256', of the wrong type"),
+        ("any_size", 0, "any_size is 0, of the wrong type"),
+    ],
+)
+def test_a_protocol_speaks_the_vocabulary_except_in_schema_1(name, value, says):
+    with pytest.raises(ValueError, match=rf"^protocol\.{says}$"):
+        validate(changed(f"protocol.{name}", value))
+    old = {**changed(f"protocol.{name}", value), "schema": 1}
+    del old["variant"]
+    validate(old)
+
+
+def test_every_fact_says_what_it_means_and_former_names_lead_to_facts():
+    assert all(fact.means for fact in PROTOCOL.values())
+    assert set(FORMER_NAMES.values()) <= set(PROTOCOL)
+    assert not set(FORMER_NAMES) & set(PROTOCOL)
 
 
 def test_details_are_kept_and_must_be_an_object(tmp_path):
@@ -106,8 +155,8 @@ def test_a_missing_field_is_named(field):
 @pytest.mark.parametrize("field", EVERY_FIELD)
 @pytest.mark.parametrize("value", [None, [], True])
 def test_a_field_of_the_wrong_type_is_named(field, value):
-    if (field, value) == ("provenance.git_dirty", True):
-        pytest.skip("true is right here")
+    if (field, value) in (("provenance.git_dirty", True), ("variant", None)):
+        pytest.skip("this value is right here")
     with pytest.raises(ValueError, match=rf"^{field} is .*, of the wrong type$"):
         validate(changed(field, value))
 
@@ -117,7 +166,7 @@ def test_a_field_of_the_wrong_type_is_named(field, value):
     [
         ("extra", 1, "extra is not part of the schema"),
         ("provenance.extra", 1, "provenance.extra is not part of the schema"),
-        ("schema", 2, "schema is 2, this code reads 1"),
+        ("schema", 3, "schema is 3, this code reads 1 to 2"),
         ("profile", "Demo", "profile 'Demo' is none of demo, "),
         ("task", "training", "task 'training' is none of knn, "),
         ("metrics", {}, "metrics is empty"),
@@ -168,17 +217,18 @@ def test_records_of_one_profile_never_bring_another_s(tmp_path):
     for profile in ("demo", "cifar10", "imagenet"):
         for dataset in ("b", "a"):
             write_record(tmp_path, RecordKey(profile, "knn", "m", dataset, 0), {"top1": 1.0})
-    found = list(read_records(tmp_path, "cifar10"))
+    found, problems = read_records(tmp_path, "cifar10")
     assert [(r["profile"], r["dataset"]) for r in found] == [("cifar10", "a"), ("cifar10", "b")]
-    assert list(read_records(tmp_path / "nowhere", "demo")) == []
+    assert problems == []
+    assert read_records(tmp_path / "nowhere", "demo") == ([], [])
 
 
-def test_a_record_in_the_folder_of_another_profile_is_refused(tmp_path):
+def test_a_record_in_the_folder_of_another_profile_is_a_problem(tmp_path):
     path = tmp_path / "imagenet" / "knn" / "m" / "digits-seed0.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(VALID))
-    with pytest.raises(UserError, match=rf"^{path} is a record of profile 'demo'"):
-        list(read_records(tmp_path, "imagenet"))
+    problem = f"{path} is a record of profile 'demo'; move it where it belongs"
+    assert read_records(tmp_path, "imagenet") == ([], [problem])
 
 
 @pytest.mark.parametrize(
@@ -195,13 +245,14 @@ def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, con
     path = KEY.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode("latin-1"))
-    for read in (lambda: read_record(path), lambda: list(read_records(tmp_path, "demo"))):
+    for read in (lambda: read_record(path),):
         with pytest.raises(UserError) as caught:
             read()
         line = str(caught.value)
         assert len(line.splitlines()) == 1
-        assert line.startswith(f"{path} is no valid results record: ")
+        assert line.startswith(f"{path} is not a valid results record: ")
         assert field in line
+        assert read_records(tmp_path, "demo") == ([], [line])
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_a_record_of_other_settings_is_refused_or_replaced_with_a_word_and_kept(
     kept = path.with_name(f"{path.name}.replaced-1")
     assert capsys.readouterr().out.startswith(f"replacing a record of other settings, which is kept: {kept}\n")
     assert kept.read_text() == before
-    assert [record["metrics"] for record in read_records(job.folders.results, "demo")] == [{"accuracy": 1.0}]
+    assert [record["metrics"] for record in read_records(job.folders.results, "demo")[0]] == [{"accuracy": 1.0}]
 
 
 def test_a_record_of_the_same_settings_is_replaced_and_one_that_was_damaged_meanwhile_does_not_stop_a_run(job):
@@ -100,7 +100,7 @@ def test_a_record_of_the_same_settings_is_replaced_and_one_that_was_damaged_mean
     finish(job, accuracy=1.0)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     path.write_text("{")
-    with pytest.raises(UserError, match=rf"^{path} is no valid results record: "):
+    with pytest.raises(UserError, match=rf"^{path} is not a valid results record: "):
         pending([job])
     finish(job, accuracy=2.0)
     assert read_record(path)["metrics"] == {"accuracy": 2.0}

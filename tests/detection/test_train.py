@@ -371,7 +371,7 @@ def test_frozen_is_a_variant_of_its_own(place: Place) -> None:
     results = place.run(main, "--frozen", options=SMALL)
     record = read_record(results / "demo" / "detection" / "tiny" / "voc-frozen-seed0.json")
     assert record["protocol"]["frozen_stages"] == 3
-    assert record["protocol"]["variant"] == "frozen"
+    assert record["variant"] == "frozen"
 
 
 def test_a_cifar_backbone_is_refused(place: Place) -> None:

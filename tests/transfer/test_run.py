@@ -144,7 +144,7 @@ def test_a_drawn_split_is_written_beside_the_records_and_can_be_used_again(house
     record = json.loads((results / "demo/recognition/byol/caltech101-seed0.json").read_text())
     assert record["protocol"]["split_file"] == "splits/caltech101.json"
     assert record["protocol"]["split_sha256"] == sha256_of_file(written)
-    assert [r["dataset"] for r in read_records(results, "demo")] == ["caltech101"]  # the lists are no record
+    assert [r["dataset"] for r in read_records(results, "demo")[0]] == ["caltech101"]  # the lists are no record
 
     lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
     for number, path in enumerate((tmp_path / "a.json", tmp_path / "b.json")):
@@ -156,7 +156,7 @@ def test_a_drawn_split_is_written_beside_the_records_and_can_be_used_again(house
         variant = f"split-{sha256_of_file(path)[:8]}"
         assert json.loads((results / f"splits/caltech101-{variant}.json").read_text()) == lists
         record = json.loads((results / f"demo/recognition/byol/caltech101-{variant}-seed0.json").read_text())
-        assert record["protocol"]["variant"] == variant
+        assert record["variant"] == variant
     run.main(command(house, results, *caltech))
     assert "already done" in capsys.readouterr().out
 
@@ -194,10 +194,10 @@ def test_all_eleven_data_sets_go_through_the_command(small_house, tmp_path, monk
     for name in suite("imagenet"):
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], size=32, resize=32))
     run.main(words(small_house, tmp_path, "--workers", "0"))
-    records = {r["dataset"]: r for r in read_records(tmp_path, "imagenet")}
+    records = {r["dataset"]: r for r in read_records(tmp_path, "imagenet")[0]}
     assert list(records) == suite("imagenet")
     for name, record in records.items():
-        assert record["protocol"]["variant"] == "any-size"  # no table shows it as the real one
+        assert record["variant"] == "any-size"  # no table shows it as the real one
         assert list(record["metrics"]) == [DATASETS[name].metric]
         details = record["details"]
         curve = details["sweep"]
@@ -237,7 +237,7 @@ def test_a_copy_of_another_size_is_reported_and_the_published_one_is_not_mistake
     said = capsys.readouterr().out
     assert "already done" not in said
     assert "warning: data set" not in said
-    assert {r["protocol"].get("variant") for r in read_records(tmp_path, "imagenet")} == {"any-size", None}
+    assert {r["variant"] for r in read_records(tmp_path, "imagenet")[0]} == {"any-size", None}
 
 
 def test_what_is_missing_is_told_from_what_failed(small_house, tmp_path, capsys):
@@ -276,7 +276,7 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
     naps = []
 
     def sleep(seconds):
-        naps.append([record["dataset"] for record in read_records(tmp_path, "imagenet")])
+        naps.append([record["dataset"] for record in read_records(tmp_path, "imagenet")[0]])
         process.kill()
         process.wait()
 
@@ -284,7 +284,7 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
     run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
     assert naps == [["pets"]]  # which did not wait
     assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out
-    assert [record["dataset"] for record in read_records(tmp_path, "imagenet")] == ["dtd", "pets"]
+    assert [record["dataset"] for record in read_records(tmp_path, "imagenet")[0]] == ["dtd", "pets"]
     assert not list(tmp_path.rglob("*.claim"))
 
 
@@ -325,7 +325,7 @@ def test_slurm_gets_an_array_of_all_jobs(small_house, tmp_path, monkeypatch, cap
     given = seen.read_text().splitlines()
     assert {"--wait", "--array=0-2", "--gres=gpu:1", "--time=60"} <= set(given)
     assert "--launcher" not in given[-1]
-    assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")] == ["cars", "dtd"]
+    assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")[0]] == ["cars", "dtd"]
     fake.unlink()
     monkeypatch.setenv("PATH", str(fake.parent))
     with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
@@ -339,4 +339,4 @@ def test_make_transfer_all_on_small_copies(small_house, tmp_path):
     command += [f"ARGS=--results {tmp_path} --runs {small_house / 'runs'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list(read_records(tmp_path, "imagenet"))) == 11
+    assert len(read_records(tmp_path, "imagenet")[0]) == 11

@@ -2,63 +2,63 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import figures, style
+from analysis import drawing, segmentation
 from common.errors import UserError
 from tests.analysis.conftest import PALETTE
 
 
 def test_colours_of_classes_and_of_unlabelled_pixels():
-    shown = figures.colour(np.array([[0, 2], [-1, 1]]), PALETTE)
+    shown = segmentation.colour(np.array([[0, 2], [-1, 1]]), PALETTE)
     assert shown.dtype == np.uint8
     assert shown.tolist() == [[PALETTE[0], PALETTE[2]], [[0, 0, 0], PALETTE[1]]]
 
 
-def test_segmentation_figure(args, predictions, capsys):
+def test_segmentation_figure(scope, predictions, capsys):
     for model in ("byol", "simsiam_gsg", "other"):
         predictions(model)
     predictions("simsiam", seed=1)
-    found = figures.find_predictions(args.runs / "demo" / "segmentation-ade20k", seed=0)
+    found = segmentation.find_predictions(scope)
     assert [p.model for p in found] == ["simsiam_gsg", "byol", "other"]
-    png = figures.build(args)
+    png = segmentation.build(scope)
     pixels = np.asarray(Image.open(png).convert("RGB"))
     for wanted in [*PALETTE, [0, 0, 0], [90, 90, 90]]:
         assert (np.abs(pixels.astype(int) - wanted).max(-1) <= 2).any(), wanted
     assert png.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     assert "written" in capsys.readouterr().out
-    figures.build(args)
+    segmentation.build(scope)
     assert "up to date" in capsys.readouterr().out
     place = found[0].folder / "v1.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(place)
-    figures.build(args)
+    segmentation.build(scope)
     assert "written" in capsys.readouterr().out
 
 
-def test_segmentation_errors(args, predictions):
+def test_segmentation_errors(scope, predictions):
     with pytest.raises(UserError, match=r"no segmentation predictions in .*make segmentation-ade20k PROFILE=demo"):
-        figures.build(args)
+        segmentation.build(scope)
     place = predictions("byol")
     (place / "v2.png").unlink()
     with pytest.raises(UserError, match=r"v2\.png is missing; make it with `make segmentation-ade20k METHOD=byol`"):
-        figures.build(args)
+        segmentation.build(scope)
     for spoilt in ("{", "[]", "{}", '{"images": [], "annotations": [], "palette": [], "classes": []}'):
         (place / "index.json").write_text(spoilt)
-        with pytest.raises(UserError, match=r"index\.json is no index of predictions"):
-            figures.build(args)
+        with pytest.raises(UserError, match=r"index\.json is not an index of predictions"):
+            segmentation.build(scope)
 
 
-def test_segmentation_figure_has_a_row_an_image_and_names_the_classes_that_occur(args, predictions, monkeypatch):
+def test_segmentation_figure_has_one_row_per_image_and_names_the_classes_that_occur(scope, predictions, monkeypatch):
     for model in ("simsiam", "simsiam_gsg", "byol", "byol_gsg"):
         place = predictions(model)
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(place / "v2.png")
-    # The truth of v1 is one class, that of v2 unlabelled: the third class occurs nowhere but in simsiam's answer.
+    # The truth of v1 is one class and that of v2 is unlabelled, so the third class occurs in predictions alone.
     for name, label in (("v1", 2), ("v2", 0)):
-        Image.fromarray(np.full((8, 8), label, np.uint8)).save(args.data / "ade" / f"{name}.png")
+        Image.fromarray(np.full((8, 8), label, np.uint8)).save(scope.data / "ade" / f"{name}.png")
     drawn = []
-    monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(figure))
+    monkeypatch.setattr(drawing, "save", lambda figure, stem: drawn.append(figure))
 
     def build():
-        monkeypatch.setattr(figures, "make_once", lambda *arguments: arguments[-1]())
-        figures.build(args)
+        monkeypatch.setattr(segmentation, "make_once", lambda *arguments: arguments[-1]())
+        segmentation.build(scope)
         return drawn.pop()
 
     figure = build()
@@ -74,14 +74,14 @@ def test_segmentation_figure_has_a_row_an_image_and_names_the_classes_that_occur
     assert np.unique(shown[7].reshape(-1, 3), axis=0).tolist() == [[0, 0, 0]]
     for model in ("simsiam", "simsiam_gsg", "byol", "byol_gsg"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(
-            args.runs / "demo" / "segmentation-ade20k" / f"{model}-seed0" / "predictions" / "v1.png"
+            scope.runs / "demo" / "segmentation-ade20k" / f"{model}-seed0" / "predictions" / "v1.png"
         )
     assert [text.get_text() for text in build().legends[0].get_texts()] == ["background", "cup", "unlabelled"]
 
 
-def test_segmentation_pdf_embeds_its_fonts(args, predictions):
+def test_segmentation_pdf_embeds_its_fonts(scope, predictions):
     predictions("byol")
-    content = figures.build(args).with_suffix(".pdf").read_bytes()
+    content = segmentation.build(scope).with_suffix(".pdf").read_bytes()
     assert b"/FontFile2" in content
     assert b"/Type3" not in content
 
@@ -94,11 +94,11 @@ def test_segmentation_pdf_embeds_its_fonts(args, predictions):
         (None, r"v1\.png is truncated or corrupt \(.*\); run the segm"),
     ],
 )
-def test_prediction_that_cannot_be(args, predictions, content, message):
+def test_prediction_that_cannot_be(scope, predictions, content, message):
     path = predictions("byol") / "v1.png"
     if content is None:
         path.write_bytes(path.read_bytes()[:-30])
     else:
         Image.fromarray(content).save(path)
     with pytest.raises(UserError, match=message):
-        figures.build(args)
+        segmentation.build(scope)

@@ -1,4 +1,4 @@
-"""The detection figure: one a data set, objects and detections, wrong files named."""
+"""The detection figures: one per data set, with objects and detections; wrong files are named."""
 
 import json
 
@@ -7,20 +7,21 @@ import pytest
 from PIL import Image
 from PIL.ImageColor import getrgb
 
-from analysis import detections, pictures
-from analysis.detections import Box, Shown, class_colour, find
+from analysis import detection, figures
+from analysis.detection import Box, Shown, class_colour, find
 from common.errors import UserError
+from tests.analysis.conftest import folders
 
 
 @pytest.fixture
-def saved(args):
-    """Return a function that writes what a model's run leaves: a wide and a tall image, two classes."""
-    (args.data / "images").mkdir(parents=True)
+def saved(scope):
+    """Return a function that writes what a model's run leaves: two classes, a wide and a tall image."""
+    (scope.data / "images").mkdir(parents=True)
     for k, size in enumerate([(60, 40), (40, 60)]):
-        Image.new("RGB", size, (40, 40, 40)).save(args.data / "images" / f"{k}.png")
+        Image.new("RGB", size, (40, 40, 40)).save(scope.data / "images" / f"{k}.png")
 
     def write(model, dataset="voc", seed=0, **changes):
-        path = args.runs / "demo" / f"detection-{dataset}" / f"{model}-seed{seed}" / "predictions.json"
+        path = scope.runs / "demo" / f"detection-{dataset}" / f"{model}-seed{seed}" / "predictions.json"
         path.parent.mkdir(parents=True)
         truth = [
             {"box": [2, 4, 30, 35], "label": 0, "ignored": False},
@@ -35,17 +36,17 @@ def saved(args):
     return write
 
 
-def test_a_figure_a_data_set_in_the_order_of_the_models(args, saved, capsys):
+def test_one_figure_per_data_set_in_the_order_of_the_models(scope, saved, capsys):
     for model in ("byol", "simsiam_gsg", "mine"):
         saved(model)
     saved("simsiam", dataset="coco")
     saved("simsiam", seed=1)
-    found = find(args.runs / "demo", seed=0)
+    found = find(scope)
     assert {name: [one.model for one in ones] for name, ones in found.items()} == {
         "coco": ["simsiam"],
         "voc": ["simsiam_gsg", "byol", "mine"],
     }
-    coco, voc = detections.build(args)
+    coco, voc = detection.build(scope)
     assert (coco.name, voc.name) == ("detection-coco.png", "detection-voc.png")
     pixels = np.asarray(Image.open(voc).convert("RGB")).astype(int)
     for wanted in (getrgb(class_colour(0)), getrgb(class_colour(1)), (40, 40, 40)):
@@ -53,7 +54,7 @@ def test_a_figure_a_data_set_in_the_order_of_the_models(args, saved, capsys):
     assert pixels.shape[1] > np.asarray(Image.open(coco)).shape[1] * 1.8  # four columns and two
     assert voc.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     assert capsys.readouterr().out.count("written") == 2
-    detections.build(args)
+    detection.build(scope)
     assert capsys.readouterr().out.count("up to date") == 2
 
 
@@ -64,12 +65,12 @@ def test_as_many_detections_as_objects_the_best_last():
     assert Shown("x", [], boxes).best == []
 
 
-def test_without_detections_the_command_is_named(args):
+def test_without_detections_the_command_is_named(scope):
     with pytest.raises(UserError, match=r"no detections in .*make detection-voc PROFILE=demo"):
-        detections.build(args)
+        detection.build(scope)
 
 
-def test_files_of_another_form_are_named(args, saved):
+def test_files_of_another_form_are_named(scope, saved):
     path = saved("byol")
     good = json.loads(path.read_text())
     for spoilt in (
@@ -81,33 +82,28 @@ def test_files_of_another_form_are_named(args, saved):
     ):
         path.write_text(spoilt)
         with pytest.raises(UserError, match=r"predictions\.json holds no predictions .*run the detection again"):
-            detections.build(args)
+            detection.build(scope)
 
 
-def test_a_missing_image_and_other_images_are_named(args, saved):
+def test_a_missing_image_and_other_images_are_named(scope, saved):
     saved("byol")
     other = saved("simsiam")
     content = json.loads(other.read_text())
     content["images"].pop()
     other.write_text(json.dumps(content))
     with pytest.raises(UserError, match="is of other images than"):
-        detections.build(args)
+        detection.build(scope)
     other.unlink()
-    (args.data / "images" / "1.png").unlink()
+    (scope.data / "images" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1\.png of .*predictions\.json is missing"):
-        detections.build(args)
+        detection.build(scope)
 
 
-def run(args, *extra):
-    folders = [f"--{name}={getattr(args, name)}" for name in ("data", "checkpoints", "results", "runs", "reports")]
-    pictures.main([*folders, *extra])
-
-
-def test_pictures_draws_what_there_is(args, saved, capsys):
+def test_figures_draws_what_there_is(tmp_path, saved, capsys):
     with pytest.raises(UserError, match=r"no segmentation predictions .*no detections"):
-        run(args)
+        figures.main(folders(tmp_path))
     saved("byol")
-    run(args)
+    figures.main(folders(tmp_path))
     shown = capsys.readouterr().out
     assert "written" in shown
     assert "left out: no segmentation predictions" in shown
