@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import sha256_of_text
-from common.names import make_data
+from common.sources import make_data
 
 PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, row by row
 # What a pickle of arrays and plain Python types names: today's numpy, and the one that wrote the official files.

@@ -20,6 +20,7 @@ from PIL import Image
 
 from common.files import write_json
 from common.images import ImageFiles, image_folder
+from common.sources import remedy
 
 VERSION = 2
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -94,7 +95,7 @@ def generate(root: Path, seed: int = 0, scenes: dict[str, int] | None = None) ->
 def digits(data: Path, split: str) -> ImageFiles:
     """Return the digits of `split` ("train", 1,437, or "test", 360), writing the demo's data if needed."""
     root = ensure_embedded(data) / "digits" / split
-    return image_folder(root, name=f"digits-{split}", hint="delete data/demo and run the command again")
+    return image_folder(root, name=f"digits-{split}", hint=remedy("digits", data))
 
 
 @cache

@@ -39,11 +39,14 @@ AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled backbone outputs `x` (N, D) float32, memory-mapped copy-on-write, and the labels `y` of the images."""
+    """Pooled backbone outputs `x` (N, D) float32, memory-mapped copy-on-write, and the labels `y` of the images.
+
+    `y` is (N,), or (N, K) of 0 and 1; `fingerprint` is the data set's.
+    """
 
     x: np.ndarray
     y: np.ndarray
-    fingerprint: str
+    fingerprint: str = ""
 
 
 def extract_features(

@@ -203,6 +203,23 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
 
 
+def image_split(root: Path, split: str, name: str) -> ImageFiles:
+    """Read `<root>/train`, or for "test" `<root>/val`, each with one folder per class.
+
+    Raises UserError as `image_folder` does, and for a test split whose classes are not those of the training split.
+    """
+    hint = f"place one folder per class, with its images, in {root / 'train'} and {root / 'val'}"
+    images = image_folder(root / {"train": "train", "test": "val"}[split], name=f"{name}-{split}", hint=hint)
+    if split == "test" and (root / "train").is_dir():
+        check_classes(root / "train", images)
+    return images
+
+
+def imagenet(data: Path, split: str) -> ImageFiles:
+    """Read ImageNet's "train" or, as "test", its validation images from `<data>/imagenet`."""
+    return image_split(data / "imagenet", split, "imagenet")
+
+
 def check_classes(train: Path, test: ImageFiles) -> None:
     """Raise UserError naming the difference unless the folders `train` and `test` have the same classes.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from common import cli
 from common.mmlab import finetune as dense
-from common.names import make_data
+from common.sources import make_data
 from detection import predictions
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from common import cli
 from common.errors import UserError
 from common.mmlab import finetune as dense
-from common.names import make_data
+from common.sources import make_data
 from segmentation import predictions, preflight
 
 if TYPE_CHECKING:

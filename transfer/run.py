@@ -15,16 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import cli
-from common.download import SOURCES
 from common.errors import UNWRITABLE, UserError, last_line
 from common.files import sha256_of_file, sha256_of_text, write_json
 from common.records import RecordKey, read_record
 from common.run import Run, Subject, start_run
-from transfer.datasets import DATASETS, NotPublishedError, Recognition, known, load, read_split, suite
-from transfer.sweep import SETTINGS, Outcome, Part, check_labels, sweep
+from common.sources import SOURCES, NotPublishedError, known, suite
+from transfer.datasets import Recognition, check_labels, load, read_split
+from transfer.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from transfer.sweep import Outcome
 
 MODULE = "transfer.run"
 ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
@@ -49,7 +52,7 @@ class Job:
     @property
     def images(self) -> int:
         """About what it costs: how many images the data set has, where that is known."""
-        return sum(DATASETS[self.dataset].sizes or (1000,))
+        return sum(SOURCES[self.dataset].splits.values())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,15 +125,16 @@ def _is_of_other_size(name: str, pairs: Sequence[tuple[Subject, str]], args: arg
 
 def _settings(job: Job, args: argparse.Namespace) -> str:
     split = [] if args.split_file is None else [sha256_of_file(args.split_file)]
-    return sha256_of_text(SETTINGS, DATASETS[job.dataset].settings, *split, *([args.amp] if args.amp else []))
+    return sha256_of_text(SETTINGS, SOURCES[job.dataset].settings, *split, *([args.amp] if args.amp else []))
 
 
 def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     # These bring torch, which a run that is already done need not wait for.
     from common.checkpoint import load_checkpoint
     from common.features import evaluation_transform, extract_features, pick_device, pick_workers
+    from transfer.sweep import sweep
 
-    spec = DATASETS[run.key.dataset]
+    spec = SOURCES[run.key.dataset]
     checkpoint = load_checkpoint(job.subject.path, make_it=job.subject.make_it)
     found = load(run.key.dataset, args.data, args.split_file, any_size=job.any_size)
     train, val, classes = found.train, found.val, found.both.classes
@@ -145,7 +149,7 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
     )
     device = pick_device()
     where = device if device.type == "cuda" else None
-    outcome = sweep(Part(both.x, both.y), train, val, Part(test.x, test.y), spec.metric, device=where)
+    outcome = sweep(both, train, val, test, spec.metric, device=where)
     split = _write_split(found, args.results / "splits" / f"{run.key.stem}.json") if spec.drawn else {}
     path = run.finish(
         args.results,
@@ -167,7 +171,7 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
             "feature_dim": both.x.shape[1],
             "image_size": spec.size,
             "resize": spec.resize,
-            "splits": spec.splits,
+            "splits": spec.origin,
             "amp": args.amp,
             "any_size": job.any_size,
             **split,
@@ -191,7 +195,7 @@ def _evaluate(run: Run, job: Job, args: argparse.Namespace) -> None:
         )
 
 
-def _details(outcome: Outcome) -> dict[str, Any]:
+def _details(outcome: "Outcome") -> dict[str, Any]:
     """Return what stands behind the metric, as analysis reads it. ECE is in percent."""
     details: dict[str, Any] = {
         "sweep": {
@@ -321,14 +325,13 @@ def _conclude(jobs: Sequence[Job], failed: Mapping[Job, str], args: argparse.Nam
 
 def _is_missing(job: Job, args: argparse.Namespace) -> bool:
     """Whether the checkpoint or the data set is not there, rather than faulty."""
-    source = SOURCES.get(job.dataset.partition("-")[0])
-    return not job.subject.path.is_file() or (source is not None and not (args.data / source.folder).exists())
+    return not (job.subject.path.is_file() and (args.data / SOURCES[job.dataset].folder).exists())
 
 
 def _cell(job: Job, failed: Mapping[Job, str], missing: Sequence[Job], args: argparse.Namespace) -> str:
     if job in failed:
         return "missing" if job in missing else "failed"
-    return f"{read_record(job.key.path(args.results))['metrics'][DATASETS[job.dataset].metric]:.2f}"
+    return f"{read_record(job.key.path(args.results))['metrics'][SOURCES[job.dataset].metric]:.2f}"
 
 
 def _submit(jobs: Sequence[Job], args: argparse.Namespace, argv: Sequence[str]) -> None:

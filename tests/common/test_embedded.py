@@ -292,5 +292,5 @@ def test_the_readers_of_digits(root, tmp_path, monkeypatch):
         assert len(images.labels) == count
         assert set(images.classes) == set(CLASSES)
         assert images.image(0).size == (32, 32)
-    with pytest.raises(UserError, match="delete data/demo"):
+    with pytest.raises(UserError, match=f"delete {tmp_path}/demo and run the command again"):
         digits(tmp_path, "validation")

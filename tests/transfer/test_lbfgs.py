@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transfer.test_sweep import blobs, hard, newton, split
-from transfer import sweep as module
+from transfer import regularisation
 from transfer.lbfgs import LogisticRegression, inverse_curvature, search
-from transfer.sweep import WEIGHT_DECAYS, Path, noting_convergence, sweep
+from transfer.regularisation import RegularisationPath, noting_convergence
+from transfer.settings import WEIGHT_DECAYS
+from transfer.sweep import sweep
 
 CPU = torch.device("cpu")
 
@@ -77,8 +79,8 @@ def test_features_that_are_not_finite_end_a_fit_at_once():
 
 
 def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
-    monkeypatch.setattr(module, "TOL", 1e-9)
-    monkeypatch.setattr(module, "BALANCE", 0.0)
+    monkeypatch.setattr(regularisation, "TOL", 1e-9)
+    monkeypatch.setattr(regularisation, "BALANCE", 0.0)
     both, train, _ = hard()
     precisions, fit = [], LogisticRegression.fit
 
@@ -88,7 +90,7 @@ def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
 
     monkeypatch.setattr(LogisticRegression, "fit", noting)
     x, y = (torch.as_tensor(a[train]) for a in (both.x - both.x.mean(0), both.y))
-    found = Path(x, y, binary=False).fit(10.0)
+    found = RegularisationPath(x, y, binary=False).fit(10.0)
     assert precisions == [torch.float32, torch.float64]
     assert found.converged
     assert found.weight.dtype == torch.float32
@@ -140,7 +142,10 @@ def test_the_two_loops_are_bfgs_update_by_update():
 def test_a_path_of_tensors_is_that_of_arrays():
     both, train, _ = hard()
     x, y = both.x[train] - both.x[train].mean(0), both.y[train]
-    arrays, tensors = Path(x, y, binary=False), Path(torch.as_tensor(x), torch.as_tensor(y), binary=False)
+    arrays, tensors = (
+        RegularisationPath(x, y, binary=False),
+        RegularisationPath(torch.as_tensor(x), torch.as_tensor(y), binary=False),
+    )
     with noting_convergence():
         for wd in [decay for decay in WEIGHT_DECAYS[::-1] if decay >= 1e-2]:
             one, other = arrays.fit(wd), tensors.fit(wd)
