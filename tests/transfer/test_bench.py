@@ -75,9 +75,9 @@ def test_memory_is_that_of_a_process_of_its_own():
 
 def test_float64_rows_are_the_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12, dtype=np.float32).reshape(4, 3))
-    found = in_float64(np.load(tmp_path / "x.npy", mmap_mode="c"), np.array([2, 0]))
-    assert found.dtype == np.float64
-    assert found.tolist() == [[6, 7, 8], [0, 1, 2]]
+    rows = in_float64(np.load(tmp_path / "x.npy", mmap_mode="c"), np.array([2, 0]))
+    assert rows.dtype == np.float64
+    assert rows.tolist() == [[6, 7, 8], [0, 1, 2]]
 
 
 def test_both_extractions_give_the_same_features_and_the_reference_makes_some_twice(tmp_path, monkeypatch):

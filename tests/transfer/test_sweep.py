@@ -95,9 +95,9 @@ def test_selection_takes_the_largest_c_of_the_best(monkeypatch, reached, chosen)
     fit = RegularisationPath.fit
 
     def marked(self, wd):
-        found = fit(self, wd)
-        found.scores = lambda x: np.full((len(x), 3), wd)
-        return found
+        result = fit(self, wd)
+        result.scores = lambda x: np.full((len(x), 3), wd)
+        return result
 
     monkeypatch.setattr(RegularisationPath, "fit", marked)
     score = lambda labels, scores: reached[grid.index(scores[0, 0])] if len(labels) == 6 else 50  # noqa: E731
@@ -121,11 +121,11 @@ def test_binary_fits_are_the_two_column_softmax():
         z = x @ w.T + b
         return (logsumexp(z, axis=1) - z[np.arange(40), y]).sum() + wd / 2 * (w**2).sum()
 
-    found = RegularisationPath(x, y, binary=True).fit(wd)
+    ours = RegularisationPath(x, y, binary=True).fit(wd)
     w = minimize(loss, np.zeros(6), tol=1e-10).x[:4].reshape(2, 2)
-    np.testing.assert_allclose(found.weight[0], w[1] - w[0], atol=1e-3)
-    scores = module.problems_of(y)[0].columns(found.scores(x))
-    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], x @ (w[1] - w[0]) + found.bias[0], atol=1e-2)
+    np.testing.assert_allclose(ours.weight[0], w[1] - w[0], atol=1e-3)
+    scores = module.problems_of(y)[0].columns(ours.scores(x))
+    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], x @ (w[1] - w[0]) + ours.bias[0], atol=1e-2)
 
 
 def test_multilabel_data_get_a_binary_fit_a_class_and_one_weight_decay():
@@ -205,10 +205,10 @@ def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
     monkeypatch.setattr(LogisticRegression, "fit", failing)
     part = blobs(30, spread=2.0)
     with noting_convergence():
-        found = RegularisationPath(part.x, part.y, binary=False).fit(1.0)
+        ours = RegularisationPath(part.x, part.y, binary=False).fit(1.0)
     assert precisions == [np.float32, np.float64]
-    assert found.converged
-    assert found.weight.dtype == np.float32
+    assert ours.converged
+    assert ours.weight.dtype == np.float32
 
 
 def newton(x, y, decay):
@@ -371,10 +371,10 @@ def test_a_path_ends_where_a_fit_from_zero_does(seed, log_wd):
         with noting_convergence():
             path.fit(stronger)
     with noting_convergence():
-        found = path.fit(wd).scores(part.x - part.x.mean(0))
+        ours = path.fit(wd).scores(part.x - part.x.mean(0))
     alone = LogisticRegression(C=1 / wd, tol=1e-10, max_iter=10_000).fit(part.x.astype(np.float64), part.y)
     want = alone.decision_function(part.x)
-    np.testing.assert_allclose(found - found.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
+    np.testing.assert_allclose(ours - ours.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
 
 
 def hard(n=400, k=5, dim=60):
@@ -389,15 +389,15 @@ def evaluations(monkeypatch):
     """Return a list that gets the number of function evaluations of every fit from now on."""
     from scipy import optimize
 
-    found, minimize = [], optimize.minimize
+    counted, minimize = [], optimize.minimize
 
     def counting(*args, **kwargs):
         result = minimize(*args, **kwargs)
-        found.append(result.nfev)
+        counted.append(result.nfev)
         return result
 
     monkeypatch.setattr(optimize, "minimize", counting)
-    return found
+    return counted
 
 
 def test_a_fit_starts_where_the_last_two_point_to(monkeypatch):
@@ -437,9 +437,9 @@ def test_the_refit_does_not_remember_the_smaller_set(wd, monkeypatch):
     mean = both.x.mean(0, dtype=np.float64)
     exact = LogisticRegression(C=1 / grid[0], tol=1e-13, max_iter=100_000).fit(both.x - mean, both.y)
     want = exact.decision_function(both.x - mean)
-    found = scored[-1] - scored[-1].mean(1, keepdims=True)
+    ours = scored[-1] - scored[-1].mean(1, keepdims=True)
     want -= want.mean(1, keepdims=True)
-    assert np.abs(found - want).max() < 0.05 * np.abs(want).max()
+    assert np.abs(ours - want).max() < 0.05 * np.abs(want).max()
 
 
 def test_features_that_are_not_finite_are_refused():
