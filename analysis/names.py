@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from common.names import ABLATIONS, METHODS
 from common.records import METRICS, TASKS
+from common.sources import SOURCES, suite
 
 MODELS = {"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"}
 # Okabe and Ito's colours, which colour-blind readers tell apart: one hue per family, darker with GSG.
@@ -33,54 +34,22 @@ SETTING_NAMES = {
     "n_test": "test images",
 }
 # In the order of the columns; others follow alphabetically.
-DATASETS = {
-    "aircraft": "Aircraft",
-    "caltech101": "Caltech-101",
-    "caltech101-sst": "Caltech-101 (ssl-transfer's split)",
-    "cars": "Cars",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "dtd": "DTD",
-    "flowers": "Flowers",
-    "food": "Food",
-    "pets": "Pets",
-    "sun397": "SUN397",
-    "voc2007": "VOC2007",
-    "imagenet": "ImageNet",
-    "voc": "VOC",
-    "coco": "COCO",
-    "ade20k": "ADE20K",
-    "digits": "Digits",
-    "scenes": "Scenes",
-}
+DATASETS = {name: source.title for name, source in SOURCES.items()}
 
 
 # What each profile's tables always show; other columns follow where there are records of them.
-_RECOGNITION = {
-    "aircraft": "mean_per_class_accuracy",
-    "caltech101": "mean_per_class_accuracy",
-    "cars": "accuracy",
-    "cifar10": "accuracy",
-    "cifar100": "accuracy",
-    "dtd": "accuracy",
-    "flowers": "mean_per_class_accuracy",
-    "food": "accuracy",
-    "pets": "mean_per_class_accuracy",
-    "sun397": "accuracy",
-    "voc2007": "mAP11",
-}
 _VOC = [("detection", "voc", "", metric) for metric in ("AP", "AP50", "AP75")]
 _ADE20K = [("segmentation", "ade20k", "", metric) for metric in ("mIoU", "aAcc")]
 EXPECTED: dict[str, list[tuple[str, str, str, str]]] = {
     "demo": [
         *(("knn", "digits", "", "top1"), ("linear", "digits", "", "top1")),
-        *(("recognition", "digits", "", "accuracy"), ("recognition", "scenes", "", "mAP11")),
+        *(("recognition", dataset, "", SOURCES[dataset].metric) for dataset in suite("demo")),
         *(*_VOC, *_ADE20K),
     ],
     "cifar10": [("knn", "cifar10", "", "top1"), ("linear", "cifar10", "", "top1")],
     "imagenet": [
         *(("knn", "imagenet", "", "top1"), ("linear", "imagenet", "", "top1")),
-        *(("recognition", dataset, "", metric) for dataset, metric in _RECOGNITION.items()),
+        *(("recognition", dataset, "", SOURCES[dataset].metric) for dataset in suite("imagenet")),
         *(*_VOC, ("detection", "coco", "", "AP"), *_ADE20K),
     ],
 }

@@ -1,6 +1,6 @@
 """The networks that a checkpoint can hold, by name, under torchvision's parameter names.
 
-They live here and not in `pretrain/` because every room reads checkpoints and must build what they hold.
+They are not in `pretrain/` because every room reads checkpoints and must build what they hold.
 """
 
 from functools import cache
@@ -9,12 +9,10 @@ import timm
 import torch
 from torch import nn
 
-# The paper's ResNet-18 for CIFAR-10 (C.2), as lightly builds it, which loses the ReLU after the stem's BN
-# (PROTOCOLS 2); and the same with that ReLU.
+# The paper's ResNet-18 for CIFAR-10 (C.2) as lightly builds it, without the ReLU after the stem's BN (PROTOCOLS 2),
+# and the same network with that ReLU.
 CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu")
-
-
-# The ResNets that torchvision has, under the same names in timm, and ours of 32 pixels.
+# torchvision's ResNets, which have the same names in timm, and ours for 32 pixels.
 RESNETS = (
     *("resnet18", "resnet50", "resnet18_cifar", "resnet34", "resnet101", "resnet152"),
     *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
@@ -24,10 +22,10 @@ RESNETS = (
 def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
     """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
 
-    `name` is any convolutional network of timm (`resnet18`, `resnet50`, ...) or `resnet18_cifar`: 3x3 stem
-    of stride 1, no ReLU after it, no max-pool, PyTorch's default initialisation (`resnet18_cifar_stemrelu`
-    has that ReLU). `zero_init_residual` starts the last BN weight of every residual block at 0 (the
-    authors' ImageNet setting). Raises ValueError for an unknown name.
+    `name` is a convolutional network of timm (`resnet18`, `resnet50`, ...), `resnet18_cifar` (3x3 stem of stride 1
+    without ReLU, no max-pool, PyTorch's default initialisation) or `resnet18_cifar_stemrelu` (the same with the ReLU).
+    `zero_init_residual` starts the last BN weight of every residual block at 0, the authors' ImageNet setting. Raises
+    ValueError for an unknown name.
     """
     base = "resnet18" if name in CIFAR else name
     if base not in _known():

@@ -1,9 +1,8 @@
 """The checkpoint that pretraining exports and every benchmark reads.
 
-A file `{"state_dict": ..., "meta": ...}` of tensors and plain Python types, so that
-`torch.load(weights_only=True)` reads it and nothing in it can run code. Keys are torchvision's ResNet
-names without `fc.`, so that mmdet, mmseg, timm and torchvision load it unchanged. The metadata stands
-also beside it, as `<name>.json`.
+It is a file `{"state_dict": ..., "meta": ...}` of tensors and plain Python types: `torch.load(weights_only=True)`
+reads it, and nothing in it can run code. Its keys are torchvision's ResNet names without `fc.`, so mmdet, mmseg, timm
+and torchvision load it unchanged. `<name>.json` beside it repeats the metadata.
 """
 
 import io
@@ -38,12 +37,10 @@ META_KEYS = (
     "git_commit",
     "created",
 )
-
-
-# facebookresearch/simsiam's and the GSG authors' files: the online encoder. Its end, the dot, keeps out the target
+# The online encoder in files of facebookresearch/simsiam and of the GSG authors. The dot at the end excludes the target
 # network of their BYOL, `module.encoder_momentum.` (PROTOCOLS 8).
 PREFIX = "module.encoder."
-# What other projects' files start with, to say whose layout a refused file has (PROTOCOLS 8).
+# How keys of other projects' files start, to name the layout of a refused file (PROTOCOLS 8).
 LAYOUTS = {
     "module.encoder_q.": "MoCo",
     "backbone.0.": "lightly (numbered layers)",
@@ -61,9 +58,9 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: every tensor of `arch` is there with its shape, and nothing else.
+    """A verified checkpoint: it has every tensor of `arch` with its shape, and nothing else.
 
-    `left_out` are the parts of the file that are not of the backbone.
+    `left_out` names the parts of the file that do not belong to the backbone.
     """
 
     path: Path
@@ -79,7 +76,7 @@ class Checkpoint:
 
     @property
     def loaded(self) -> str:
-        """A line for the log: how many of the backbone's tensors the file gave (all, else it was refused)."""
+        """A line for the log: the number of tensors loaded (all of them, or the file was refused), and what was not."""
         total = len(self.state_dict)
         others = ", ".join(self.left_out) or "none"
         return f"loaded {total} of {total} backbone tensors from {self.path}; not loaded: {others}"
@@ -107,12 +104,11 @@ def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, A
 def load_checkpoint(path: Path, *, make_it: str = "make pretrain", sha256: str | None = None) -> Checkpoint:
     """Read and verify a checkpoint: ours, or any ResNet's state dict under torchvision's names.
 
-    Those names may be bare, or under `module.encoder.` as facebookresearch/simsiam and the GSG authors save them;
-    the classifier or projector `fc` and all that is not of the online encoder is left out. Tensors only are
-    read (`weights_only=True`). Raises UserError when the file is missing (naming `make_it`, the command that
-    makes it), truncated, damaged, no checkpoint, carries pickled objects, is in another layout, does not hold exactly
-    the tensors of its architecture, or holds weights that are not finite numbers. `sha256` is the file's, if it is
-    known.
+    The names may be bare, or under `module.encoder.` as facebookresearch/simsiam and the GSG authors save them; the
+    classifier or projector `fc` and everything outside the online encoder are left out. Only tensors are read
+    (`weights_only=True`). Raises UserError when the file is missing (naming `make_it`, the command that makes it),
+    truncated, damaged, not a checkpoint, in another layout, or holds pickled objects, other tensors than those of its
+    architecture, or weights that are not finite. `sha256` is the file's, if it is known.
     """
     content = _read_tensors(path, make_it)
     meta, tensors = content.get("meta"), content.get("state_dict", content)
@@ -123,16 +119,18 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain", sha256: str |
         layout = _layout_of(content)
         if layout is not None:
             raise UserError(f"{path} has the layout of {layout}: its contents {_ASKED}")
-        raise UserError(f"{path} is no checkpoint: it holds no state dict of tensors; make it again with `{make_it}`")
+        raise UserError(
+            f"{path} is not a checkpoint: it holds no state dict of tensors; make it again with `{make_it}`"
+        )
     if isinstance(meta, dict) and "arch" in meta:
         arch = str(meta["arch"])
     else:
-        found = architecture_of(tensors)
-        if found is None:
+        known = architecture_of(tensors)
+        if known is None:
             layout, first = _layout_of(tensors), next(iter(tensors))
             what = f"has the layout of {layout}" if layout is not None else "belongs to no known architecture"
             raise UserError(f"{path} {what}: its {len(tensors)} tensors (first: {first}) {_ASKED}")
-        arch, meta = found, {"arch": found, "name": path.stem}
+        arch, meta = known, {"arch": known, "name": path.stem}
     _check_fit(path, tensors, arch)
     _check_values(path, tensors, make_it)
     return Checkpoint(path, sha256 or sha256_of_file(path), tensors, meta, left_out)
@@ -141,8 +139,8 @@ def load_checkpoint(path: Path, *, make_it: str = "make pretrain", sha256: str |
 def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
     """Copy the checkpoint into a backbone of another library (mmdet's, mmseg's ResNet), all or nothing.
 
-    Returns a line saying how many tensors were loaded. Raises UserError, and changes nothing, when a
-    tensor has no place or another shape, or a place gets no tensor.
+    Returns a line on how many tensors were loaded. Raises UserError, and changes nothing, unless the two have the same
+    tensors with the same shapes.
     """
     own = backbone.state_dict()
     missing = sorted(set(own) - set(checkpoint.state_dict))
@@ -168,7 +166,7 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
             f"checkpoint {path} is damaged: entry {entry!a} does not fit its checksum; make it again with `{make_it}`"
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; what matters raises
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; real problems raise
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_zip(path) or "unsupported global" in str(error).lower():
@@ -176,13 +174,15 @@ def _read_tensors(path: Path, make_it: str) -> dict[str, Any]:
                 f"checkpoint {path} carries pickled objects, which could run code, and is refused; "
                 f"save its state dict alone, as tensors, or make it again with `{make_it}`"
             ) from None
-        raise UserError(f"{path} is no checkpoint; make it again with `{make_it}`") from None
-    except Exception as error:  # a damaged stream makes the unpickler fail in any way
+        raise UserError(f"{path} is not a checkpoint; make it again with `{make_it}`") from None
+    except Exception as error:  # a damaged stream may raise anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"checkpoint {path} is truncated or damaged; make it again with `{make_it}`") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: it holds a {type(content).__name__}; make it again with `{make_it}`")
+        raise UserError(
+            f"{path} is not a checkpoint: it holds a {type(content).__name__}; make it again with `{make_it}`"
+        )
     return content
 
 
@@ -192,24 +192,24 @@ _ASKED = (
 
 
 def _backbone_of(tensors: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the tensors under torchvision's names without the prefix and without `fc`, and what else there was."""
+    """Return the tensors under torchvision's names, without prefix and `fc`, and the names of what was left out."""
     prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
-    found = {}
+    own = {}
     left_out: dict[str, None] = {}
     for key, value in tensors.items():
         name = key.removeprefix(prefix)
         if key.startswith(prefix) and not name.startswith("fc."):
-            found[name] = value
+            own[name] = value
         else:
             left_out[f"{prefix}fc" if key.startswith(prefix) else ".".join(key.split(".")[:2])] = None
-    for key in [key for key in found if key.endswith(".running_mean")]:
+    for key in [key for key in own if key.endswith(".running_mean")]:
         # Files older than PyTorch 0.4.1 lack this counter, which nothing reads in eval mode.
-        found.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
-    return found, tuple(left_out)
+        own.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return own, tuple(left_out)
 
 
 def _layout_of(content: dict[str, Any]) -> str | None:
-    """Return whose layout these keys are in, as far as LAYOUTS knows it."""
+    """Return the project in whose layout these keys are, or None if LAYOUTS does not know it."""
     for start, layout in LAYOUTS.items():
         if any(str(key).startswith(start) for key in content):
             return layout
@@ -221,16 +221,16 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def damaged_entry(path: Path) -> str | None:
-    """Return the first entry of a file of torch's (a zip) that does not fit its CRC, which torch.load does not compare.
+    """Return the first entry of a torch file (a zip) that does not fit its CRC, which torch.load does not compare.
 
-    Return None if there is none. Legacy files have no CRC; in one saved after `set_crc32_options(False)` each is 0, and
-    is not compared. A zip that cannot be read is left to torch.load, which refuses it.
+    Return None if there is none. Legacy files have no CRC; those saved after `set_crc32_options(False)` have zeros,
+    which are not compared. A zip that cannot be read is left to torch.load, which refuses it.
     """
     if not _is_zip(path):
         return None
     try:
         archive = zipfile.ZipFile(path)
-    except Exception:  # a damaged table of contents makes it fail in any way
+    except Exception:  # a damaged table of contents may raise anything
         return None
     with archive:
         for entry in archive.infolist():

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official files: pretraining and transfer train on them, t-SNE shows a test set."""
+"""The readers of CIFAR-10 and CIFAR-100, from their official files."""
 
 import hashlib
 import io
@@ -14,10 +14,10 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import sha256_of_text
-from common.names import make_data
+from common.sources import make_data
 
-PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, row by row
-# What a pickle of arrays and plain Python types names: today's numpy, and the one that wrote the official files.
+PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, each row by row
+# What a pickle of arrays and plain Python types refers to, in today's NumPy and in the one that wrote the files.
 _PICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (f"numpy.{core}.{module}", name)
     for core in ("core", "_core")
@@ -46,7 +46,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The official "python version": files of pickled batches with their sizes in bytes, and the names' file."""
+    """The official "python version": files of pickled batches with their sizes in bytes, and the file of names."""
 
     name: str
     folder: str
@@ -88,9 +88,9 @@ def cifar10(data: Path, split: str) -> ArrayImages:
     """Return the 50,000 images of "train" or the 10,000 of "test" of CIFAR-10.
 
     Read from `<data>/cifar-10-batches-py` (the official "python version") or, without it, from
-    `<data>/cifar-10-batches-bin` (the "binary version"). Files of the same form with other images are read as
-    well; one of exactly the official size must have the official MD5. Raises UserError naming the file that is
-    missing or does not fit. Nothing but arrays and plain types is unpickled.
+    `<data>/cifar-10-batches-bin` (the "binary version"). Files of the same form with other images are read too, but
+    a file of exactly the official size must have the official MD5. Raises UserError naming a file that is missing or
+    does not fit. Only arrays and plain types are unpickled.
     """
     if not (data / _CIFAR10.folder).is_dir() and (data / CIFAR10_BINARY).is_dir():
         return _read_binary(data, split)
@@ -130,7 +130,7 @@ def _read_python(layout: _Layout, data: Path, split: str) -> ArrayImages:
 
 
 def _read_binary(data: Path, split: str) -> ArrayImages:
-    """Read records of one byte of label and 3,072 of pixels."""
+    """Read records of one byte for the label and 3,072 for the pixels."""
     folder = data / CIFAR10_BINARY
     remedy = make_data("cifar10", data, folder)
     meta = folder / "batches.meta.txt"
@@ -143,7 +143,7 @@ def _read_binary(data: Path, split: str) -> ArrayImages:
         content = np.frombuffer(_content(path, remedy), np.uint8)
         if len(content) == 0 or len(content) % (1 + PIXELS):
             raise UserError(
-                f"data set file {path} of {len(content)} bytes holds no whole records of {1 + PIXELS}; {remedy}"
+                f"data set file {path} of {len(content)} bytes does not hold whole records of {1 + PIXELS}; {remedy}"
             )
         records = content.reshape(-1, 1 + PIXELS)
         pixels.append(records[:, 1:])
@@ -162,7 +162,7 @@ def _labels(values: Any, count: int, classes: int, path: Path, remedy: str) -> n
     except ValueError:  # lists of different lengths
         labels = np.empty(0)
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"data set file {path} has not one label of 0 ... {classes - 1} an image; {remedy}")
+        raise UserError(f"data set file {path} must have one label of 0 ... {classes - 1} per image; {remedy}")
     return labels.astype(np.int64)
 
 
@@ -178,13 +178,13 @@ def _check_md5(layout: _Layout, path: Path, content: bytes, remedy: str) -> None
 
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[layout.name]
     official = dict(source.train_list + source.test_list)[path.name]
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != official:
-        raise UserError(f"data set file {path} is damaged: its MD5 is {found}, not {official}; {remedy}")
+    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if actual != official:
+        raise UserError(f"data set file {path} is damaged: its MD5 is {actual}, not {official}; {remedy}")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays and plain types; anything else that a pickle asks for, and might run, is refused."""
+    """Builds arrays and plain types, and refuses anything else that a pickle asks for and might run."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PICKLED:
@@ -198,7 +198,7 @@ def _unpickle(path: Path, content: bytes, remedy: str) -> dict[str, Any]:
         result = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a pickle of wrong bytes may raise anything
         reason = " ".join(str(error).split())
-        raise UserError(f"data set file {path} is no pickle of arrays ({reason}); {remedy}") from None
+        raise UserError(f"data set file {path} is not a pickle of arrays ({reason}); {remedy}") from None
     if not isinstance(result, dict):
         raise UserError(f"data set file {path} holds no dictionary; {remedy}")
     return result

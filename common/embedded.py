@@ -1,10 +1,9 @@
 """The demo's data: real images that ship inside scikit-learn, written in official layouts.
 
-`load_digits` (1,797 handwritten digits) gives the classification set, upsampled to 32 x 32 RGB. Digits
-pasted in random colours, sizes and places onto crops of the photographs of `load_sample_images` give the
-scenes, with boxes and masks, in the layouts of VOCdevkit, COCO and ADE20K, so that the demo runs through
-the very readers of the real data sets. Test scenes hold held-out digits only. The same seed gives the
-same bytes.
+`load_digits` (1,797 handwritten digits), upsampled to 32 x 32 RGB, is the classification set. The scenes are digits
+pasted in random colours, sizes and places onto crops of the photographs of `load_sample_images`. They have boxes and
+masks in the layouts of VOCdevkit, COCO and ADE20K, so that the demo uses the readers of the real data sets. Test scenes
+show only held-out digits. The same seed gives the same bytes.
 """
 
 import json
@@ -20,6 +19,7 @@ from PIL import Image
 
 from common.files import write_json
 from common.images import ImageFiles, image_folder
+from common.sources import remedy
 
 VERSION = 2
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,15 +28,15 @@ DIGIT_SIZE = 32
 N_TEST = 360
 SCENE_SIZE = 160
 SCENES = {"train": 200, "val": 60, "test": 100}
-SIDES = (32, 73)  # pixels, the end open
+SIDES = (32, 73)  # pixels, from the first to below the second
 DIM = 0.4
-DIFFICULT_BELOW = 36  # pixels: a digit this small is marked `difficult`, as VOC marks hard objects
+DIFFICULT_BELOW = 36  # pixels: smaller digits are marked `difficult`, as VOC marks hard objects
 _STAMP = "embedded.json"
 
 
 @dataclass(frozen=True)
 class Digit:
-    """A digit in a scene: its class index, its box (x0, y0, x1, y1) with open ends, whether it is difficult."""
+    """A digit in a scene: its class index, its box (x0, y0, x1, y1) without x1 and y1, whether it is difficult."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -55,7 +55,7 @@ class Scene:
 def ensure_embedded(data: Path, seed: int = 0) -> Path:
     """Write the demo's data under `<data>/demo` unless it is there, and return that folder.
 
-    Takes seconds. The folder appears whole or not at all.
+    It takes seconds. The folder appears only when it is complete.
     """
     root = data / "demo"
     content = {"version": VERSION, "seed": seed}
@@ -67,7 +67,7 @@ def ensure_embedded(data: Path, seed: int = 0) -> Path:
         fresh = Path(folder) / "demo"
         generate(fresh, seed)
         write_json(fresh / _STAMP, content)
-        # Another process (a rank of the same run, say) may have been faster: what it wrote is the same.
+        # Another process, perhaps a rank of the same run, may have been faster and written the same.
         if stamp.is_file() and json.loads(stamp.read_text()) == content:
             return root
         with suppress(FileNotFoundError):
@@ -94,7 +94,7 @@ def generate(root: Path, seed: int = 0, scenes: dict[str, int] | None = None) ->
 def digits(data: Path, split: str) -> ImageFiles:
     """Return the digits of `split` ("train", 1,437, or "test", 360), writing the demo's data if needed."""
     root = ensure_embedded(data) / "digits" / split
-    return image_folder(root, name=f"digits-{split}", hint="delete data/demo and run the command again")
+    return image_folder(root, name=f"digits-{split}", hint=remedy("digits", data))
 
 
 @cache
@@ -105,10 +105,10 @@ def digit_split() -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_scene(rng: np.random.Generator, split: str) -> Scene:
-    """Draw one scene: some digits that do not overlap, on a photo crop. `split` selects the digits' pool.
+    """Draw one scene: some digits that do not overlap, on a photo crop. "test" shows only held-out digits.
 
-    Bright digits on a dimmed photo, as handwriting on a board: legible to a network that saw white digits on
-    black for some minutes.
+    The digits are bright and the photo is dimmed, like handwriting on a board, which a network can read after some
+    minutes of white digits on black.
     """
     pixels, labels = _digits()
     train, test = digit_split()
@@ -177,7 +177,7 @@ def _write_digits(root: Path) -> None:
 
 
 def _write_voc(root: Path, scenes: dict[str, list[Scene]]) -> None:
-    """Write JPEGImages, Annotations, ImageSets/Main/<split>.txt and <class>_<split>.txt (1, -1, 0 = difficult only)."""
+    """Write JPEGImages, Annotations, ImageSets/Main/<split>.txt and <class>_<split>.txt (0: only difficult objects)."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     named: dict[str, Scene] = {}
@@ -198,8 +198,8 @@ def _write_voc(root: Path, scenes: dict[str, list[Scene]]) -> None:
 
 
 def _presence(scene: Scene, label: int) -> int:
-    found = [digit.difficult for digit in scene.digits if digit.label == label]
-    return -1 if not found else 0 if all(found) else 1
+    difficult = [digit.difficult for digit in scene.digits if digit.label == label]
+    return -1 if not difficult else 0 if all(difficult) else 1
 
 
 def _save_jpeg(scene: Scene, path: Path) -> None:
@@ -270,7 +270,7 @@ def _write_coco(root: Path, scenes: dict[str, list[Scene]]) -> None:
 
 
 def _write_ade20k(root: Path, scenes: dict[str, list[Scene]]) -> None:
-    """Write images and annotations of training and validation; label 0 = unlabelled, 1 = background, 2 + digit."""
+    """Write images and annotations for training and validation; labels: 0 unlabelled, 1 background, 2 + digit."""
     halves = {"training": scenes.get("train", []) + scenes.get("val", []), "validation": scenes.get("test", [])}
     for (split, members), short in zip(halves.items(), ("train", "val"), strict=True):
         for kind in ("images", "annotations"):

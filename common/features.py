@@ -28,22 +28,25 @@ from common.files import alone, publish, sha256_of_text
 from common.images import IMAGENET_MEAN, IMAGENET_STD, LabelledImages
 
 DIGEST = 32  # bytes of a SHA-256
-FEW = 2000  # images that are read sooner than processes for it are started
-BATCH = {"cpu": 64, "cuda": 256}  # images; features depend on it by rounding alone, 1e-5 of the largest at most
-# Pixels that a CPU forwards at a time, eight images of 224x224, to the same features within that bound. Glibc gives
-# an activation of more than 32 MiB back to the system, and every page of the next one is faulted in again: with 64
-# images at a time, that was a third of a ResNet-50's CPU time.
+FEW = 2000  # images: fewer are read in less time than it takes to start processes
+BATCH = {"cpu": 64, "cuda": 256}  # images; it changes features only by rounding, at most 1e-5 of the largest
+# Pixels that a CPU forwards at a time, eight images of 224x224, to the same features within that bound. glibc returns
+# an activation of more than 32 MiB to the system, and the pages of the next one are faulted in again: with 64 images
+# at a time that took a third of a ResNet-50's CPU time.
 PIECE = 8 * 224 * 224
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled backbone outputs `x` (N, D) float32, memory-mapped copy-on-write, and the labels `y` of the images."""
+    """Pooled backbone outputs `x` (N, D) float32, memory-mapped copy-on-write, and the labels `y` of the images.
+
+    `y` is (N,), or (N, K) of 0 and 1; `fingerprint` is the data set's.
+    """
 
     x: np.ndarray
     y: np.ndarray
-    fingerprint: str
+    fingerprint: str = ""
 
 
 def extract_features(
@@ -56,15 +59,15 @@ def extract_features(
     workers: int = 0,
     amp: str | None = None,
 ) -> Features:
-    """Return the features of `images`, from the cache when the same pass was made before.
+    """Return the features of `images`, from the cache if the same pass was made before.
 
-    The key is the checkpoint's hash, the data set's fingerprint and files, the preprocessing (the transform's
-    `repr`) and `amp`: a key of AMP, or None for float32 (`forward` says how they are computed). Features are neither
-    L2-normalised nor standardised (PROTOCOLS 4.4). Each image is forwarded once and its row written at once, so
-    memory does not grow with the data set. The array appears under its name only when it is complete; an interrupted
-    pass is continued by the next one, and of several processes that ask for the same array one makes it while the
-    others wait. A `batch_size` of None is BATCH's of the device. An array that does not fit its checksum is named on
-    stderr and made again. Raises UserError naming the checkpoint if its features are not finite.
+    The cache's key is the checkpoint's hash, the data set's fingerprint and files, the preprocessing (the transform's
+    `repr`) and `amp`: a key of AMP, or None for float32 (see `forward`). Features are neither L2-normalised nor
+    standardised (PROTOCOLS 4.4). Each image is forwarded once and its row is written at once, so memory does not grow
+    with the data set. The array appears under its name only when it is complete. The next pass continues an
+    interrupted one; of several processes that ask for the same array one makes it while the others wait. A
+    `batch_size` of None means BATCH's for the device. An array that does not fit its checksum is named on stderr and
+    made again. Raises UserError naming the checkpoint if its features are not finite.
     """
     state = getattr(images, "state", "")  # of files: also a change that leaves names and sizes as they were
     key = sha256_of_text(checkpoint.sha256, checkpoint.arch, images.fingerprint, state, repr(transform), amp or "")
@@ -73,7 +76,7 @@ def extract_features(
         with alone(path):
             if not _is_intact(path, key):
                 if path.exists():
-                    why = "does not fit its checksum: it is damaged, or an earlier version's, and is made again"
+                    why = "does not fit its checksum: it is damaged or from an earlier version, and is made again"
                     print(f"note: {path} {why}", file=sys.stderr, flush=True)
                 _extract(checkpoint, images, transform, path, key, batch_size, workers, amp)
     return Features(np.load(path, mmap_mode="c"), images.labels, images.fingerprint)
@@ -85,12 +88,12 @@ def pick_device() -> torch.device:
 
 
 def pick_workers(images: int) -> int:
-    """Return how many processes should read so many images: none for a few, else one a core, at most 16."""
+    """Return how many processes should read so many images: none for few, else one per core, at most 16."""
     return 0 if images < FEW else min(16, cores())
 
 
 def cores() -> int:
-    """Return how many of the CPU's cores this process may use."""
+    """Return the number of cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
@@ -118,7 +121,7 @@ def _extract(
     done, digest = _resume(part, sums, key, total, width, batch_size)
     batches = forward(networks, images, transform, range(done, total), batch_size=batch_size, workers=workers, amp=amp)
     bar = tqdm(total=total, initial=done, desc=f"features {images.name}", unit="img", leave=False)
-    # Written as a stream, batch after batch: on a full disk a memory map ends the process by SIGBUS.
+    # Written as a stream, batch after batch: on a full disk a memory map would end the process by SIGBUS.
     with bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
         for rows in batches:
             if not np.isfinite(rows).all():
@@ -144,7 +147,7 @@ def _extract(
 
 
 def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    # Channels-last is 1.4 times as fast on a CPU, and as fast or faster on GPUs.
+    # Channels-last is 1.4 times as fast on a CPU, and at least as fast on GPUs.
     return checkpoint.backbone().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -160,11 +163,11 @@ def forward(
     amp: str | None = None,
     start_worker: Callable[[int], None] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the features (n, D) float32 of the images `rows`, in order, as the `networks` in eval mode give them.
+    """Yield the features (n, D) float32 of the images `rows`, in order, from `networks` in eval mode.
 
-    The devices take turns, each batch whole on one of them. The host waits only for the batch that it yields; a GPU
-    computes the next one meanwhile. Without `amp` everything is float32, by torch's settings: a GPU's convolutions
-    use TF32 unless `torch.backends.cudnn.allow_tf32` is off. An autocast of the caller's has no effect.
+    The devices take turns, one whole batch each. The host waits only for the batch that it yields, while a GPU computes
+    the next one. Without `amp` everything is float32 by torch's settings: a GPU's convolutions use TF32 unless
+    `torch.backends.cudnn.allow_tf32` is off. The caller's autocast has no effect.
     """
     on_gpu = networks[0][1].type == "cuda"
     transform, normalise = _as_bytes(transform)
@@ -185,7 +188,7 @@ def forward(
         batch = _sent(batch, device, streams[turn])
         with torch.autocast(device.type, AMP.get(amp or ""), enabled=amp is not None):
             features = torch.cat([network(prepare[turn](piece)).float() for piece in batch.split(_piece(batch))])
-        # To pinned memory, as it is not blocking; the event tells when it has arrived.
+        # A copy that does not block goes to pinned memory; the event marks its arrival.
         host = features.to("cpu", non_blocking=True)
         pending.append((host, torch.cuda.current_stream(device).record_event() if on_gpu else None))
         if len(pending) > ahead:
@@ -195,14 +198,14 @@ def forward(
 
 
 def _sent(batch: Tensor, device: torch.device, stream: "torch.cuda.Stream | None") -> Tensor:
-    """Return the batch on the device; a GPU receives it in `stream`, while it computes the one before."""
+    """Return the batch on the device; a GPU receives it in `stream` while it computes the one before."""
     if stream is None:
         return batch.to(device)
     with torch.cuda.stream(stream):
         there = batch.to(device, non_blocking=True)
     computing = torch.cuda.current_stream(device)
     computing.wait_stream(stream)
-    there.record_stream(computing)  # its memory is not given away before that stream has read it
+    there.record_stream(computing)  # its memory is not reused before that stream has read it
     return there
 
 
@@ -213,15 +216,15 @@ def _arrived(host: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
 
 
 def _piece(batch: Tensor) -> int:
-    """Return how many images to forward at a time: on a GPU all, on a CPU few enough for memory to be used again."""
+    """Return how many images to forward at a time: all on a GPU, on a CPU few enough for memory to be reused."""
     return len(batch) if batch.is_cuda else max(1, 3 * PIECE // batch[0].numel())
 
 
 def _as_bytes(transform: Callable[[Image.Image], Any]) -> tuple[Callable[[Image.Image], Any], Any]:
-    """Split a transform that ends with ToTensor and Normalize: its images as bytes, and the Normalize or None.
+    """Split a transform that ends with ToTensor and Normalize into one to bytes, and the Normalize (or None).
 
-    Bytes pass from the workers to the device in a quarter of the memory, and are normalised there in batches. They
-    stay in the order of the image, (H, W, 3), which is channels-last already.
+    Bytes pass from the workers to the device in a quarter of the memory and are normalised there in batches. They stay
+    in the image's order, (H, W, 3), which already is channels-last.
     """
     steps = transform.transforms if isinstance(transform, transforms.Compose) else []
     if [type(step) for step in steps[-2:]] != [transforms.ToTensor, transforms.Normalize]:
@@ -234,10 +237,10 @@ def _bytes(image: Image.Image) -> Tensor:
 
 
 def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from a batch on `device` to what a network takes: the same bits as ToTensor and Normalize."""
+    """Return the function that prepares a batch on `device` for a network, to the bits of ToTensor and Normalize."""
     if normalise is None:
         return lambda batch: batch.contiguous(memory_format=torch.channels_last)
-    # Tensors on the device: torchvision's would be copied anew for each batch, and a number's inverse multiplied by.
+    # As tensors on the device: torchvision would copy them for each batch, and dividing by a number rounds differently.
     values = (255.0, normalise.mean, normalise.std)
     most, mean, std = (torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1) for value in values)
 
@@ -248,7 +251,7 @@ def _preparation(device: torch.device, normalise: Any) -> Callable[[Tensor], Ten
 
 
 def _is_intact(path: Path, key: str) -> bool:
-    """Return whether the array is there and ends with the SHA-256 of its key and of all that goes before."""
+    """Return whether the array is there and ends with the SHA-256 of its key and its content."""
     try:
         left = path.stat().st_size - DIGEST
         with open(path, "rb") as stream:
@@ -262,10 +265,11 @@ def _is_intact(path: Path, key: str) -> bool:
 
 
 def _resume(part: Path, sums: Path, key: str, total: int, width: int, batch_size: int) -> tuple[int, Any]:
-    """Prepare `part` to be appended to; return how many rows it holds, and the running SHA-256 of it.
+    """Prepare `part` for appending; return the number of rows that it holds and its running SHA-256.
 
-    Whole batches stay, so that they stay the same, as far as they fit `sums`: a line per batch, of the rows so far and
-    the running SHA-256. The file is an .npy whose header announces all rows.
+    Only whole batches are kept, so that the borders of batches stay the same, and only as far as they fit `sums`, which
+    has one line per batch: the number of rows so far and the running SHA-256. The file is an .npy whose header
+    announces all rows.
     """
     content = io.BytesIO()
     kind = np.lib.format.dtype_to_descr(np.dtype(np.float32))
@@ -283,11 +287,11 @@ def _resume(part: Path, sums: Path, key: str, total: int, width: int, batch_size
                 chunk = stream.read(4 * width * batch)
                 rows += batch
                 running.update(chunk)
-                told = known.get(str(rows).encode())  # none where another batch size had no border
-                intact = len(chunk) == 4 * width * batch and told in (None, running.hexdigest().encode())
-                if not intact and told is not None:
+                recorded = known.get(str(rows).encode())  # None where another batch size had no border
+                intact = len(chunk) == 4 * width * batch and recorded in (None, running.hexdigest().encode())
+                if not intact and recorded is not None:
                     print(f"note: {part} is damaged after image {done}; the rest is made again", file=sys.stderr)
-                if intact and told is not None:
+                if intact and recorded is not None:
                     done, digest = rows, running.copy()
     if done:
         os.truncate(part, len(header) + 4 * width * done)
@@ -313,10 +317,10 @@ class Transformed(Dataset[tuple[Any, int]]):
 def evaluation_transform(
     size: int, *, resize: int | tuple[int, int] | None = None, interpolation: str = "bicubic"
 ) -> Callable[[Image.Image], Tensor]:
-    """Return: resize, centre crop `size`, tensor (3, size, size), normalise by ImageNet's mean and deviation.
+    """Return a transform: resize, crop the centre of side `size`, normalise by ImageNet's mean and deviation.
 
-    `resize` is the shorter side, or (height, width) at the cost of the aspect ratio, or None for the image's
-    own scale; lengths are in pixels.
+    It gives tensors (3, size, size). `resize` is the shorter side, or (height, width) at the cost of the aspect ratio,
+    or None for the image's own scale; lengths are in pixels.
     """
     steps: list[Callable[[Any], Any]] = []
     if resize is not None:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, locks among processes and content hashes."""
+"""Files that are either complete or absent: atomic writes, locks between processes and content hashes."""
 
 import errno
 import fcntl
@@ -19,10 +19,10 @@ from common.errors import UserError
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block ends well.
+    """Yield a temporary path beside `path`, and move it there when the block ends without an error.
 
-    The data is on disk (fsync) before the name changes, so a kill or a full disk leaves either the old
-    file or the new one. When the block raises, the temporary file is removed and `path` is untouched.
+    The data is on disk (fsync) before the name changes, so a kill or a full disk leaves either the old file or the new
+    one. When the block raises, the temporary file is removed and `path` stays as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,21 +41,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def publish(whole: Path, path: Path) -> None:
-    """Move a file that is whole to `path`, in the same folder, after its data is on disk."""
+    """Move a complete file to `path`, in the same folder, after its data is on disk."""
     _fsync(whole)
     os.replace(whole, path)
     _fsync(path.parent)
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary)` and move the file it wrote to `path`, atomically."""
+    """Call `write(temporary)` and move the file that it wrote to `path`, atomically."""
     with atomic_path(path) as temporary:
         write(temporary)
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, which the system releases when its holder dies; wait while another process has it."""
+    """Hold the lock of `path`, waiting while another process has it; the system releases it when its holder dies."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def alone(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"waiting for another process that makes {path}", flush=True)
+        print(f"waiting for another process, which is making {path}", flush=True)
         lock.acquire()
     try:
         yield
@@ -72,7 +72,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename `path` to the first free `<name>.replaced-<n>` beside it, and return that."""
+    """Rename `path` to the first free `<name>.replaced-<n>` beside it, and return the new path."""
     numbers = itertools.count(1)
     kept = next(p for n in numbers if not (p := path.with_name(f"{path.name}.replaced-{n}")).exists())
     os.replace(path, kept)
@@ -81,10 +81,10 @@ def set_aside(path: Path) -> Path:
 
 @contextmanager
 def only_here(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when its holder dies, however that ends.
+    """Hold the folder's lock, which the system releases when its holder dies, in whatever way.
 
-    Raises UserError if another process holds it. A POSIX lock is not inherited: processes that outlive its holder, as
-    a loader's workers do for some seconds, do not hold it. A file system that has no locks is used without.
+    Raises UserError if another process holds it. A POSIX lock is not inherited, so processes that outlive its holder,
+    as a loader's workers do for some seconds, do not keep it. On a file system without locks nothing is locked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
@@ -95,7 +95,7 @@ def only_here(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read(100).strip() or "unknown"
                 raise UserError(
-                    f"{folder}: another process ({holder}) is at this run; wait for its end, or stop it"
+                    f"{folder}: another process ({holder}) is working on this run; wait until it ends, or stop it"
                 ) from None
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
@@ -112,11 +112,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def is_whole_zip(path: str | os.PathLike[str]) -> bool:
-    """Return whether the file is a zip, as torch.save writes, in which every entry has its checksum."""
+    """Return whether the file is a zip, as torch.save writes it, whose entries all fit their checksums."""
     try:
         with zipfile.ZipFile(path) as content:
             return content.testzip() is None
-    except Exception:  # a damaged zip raises nearly anything
+    except Exception:  # a damaged zip may raise anything
         return False
 
 
@@ -127,7 +127,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_of_text(*parts: str) -> str:
-    """Return the SHA-256 of the parts, each ended by a zero byte so that their borders count."""
+    """Return the SHA-256 of the parts, each followed by a zero byte so that their borders count."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() + b"\0")

@@ -1,4 +1,4 @@
-"""Labelled images: readers that know their classes, their fingerprint and their broken files."""
+"""Labelled images: what every reader returns, and the reading of folders, images and class maps."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ EXTENSIONS = (
     ".gif",
 )
 
-# Folders that systems add to those of a user; hidden ones, such as .ipynb_checkpoints, begin with a dot.
+# Folders that systems add to the user's; hidden ones, such as .ipynb_checkpoints, begin with a dot.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 
 # From an image's (width, height) to the factor by which its reader may reduce it.
@@ -38,7 +38,7 @@ class LabelledImages(Protocol):
 
     @property
     def name(self) -> str:
-        """What caches and messages call the set."""
+        """The name of the set in caches and messages."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class LabelledImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what the images and labels are."""
+        """SHA-256 over the identity of the images and their labels."""
         ...
 
     def image(self, index: int) -> Image.Image:
@@ -79,7 +79,7 @@ class ImageFiles:
 
     @cached_property
     def state(self) -> str:
-        """SHA-256 over when the files were last written, which a cache must know beside `fingerprint`."""
+        """SHA-256 over the times of change of the files, which a cache needs besides `fingerprint`."""
         return sha256_of_text(*(str(stat.st_mtime_ns) for stat in self._stats))
 
     @cached_property
@@ -98,12 +98,12 @@ class ImageFiles:
 
 
 def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
-    """Return the image in RGB, grayscale, palette, CMYK and transparent ones too.
+    """Return the image in RGB, also where it is stored as grayscale, palette, CMYK or transparent.
 
-    Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it.
-    With `reduction`, which is called with the stored size, a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where
-    the factor that it returns allows it. Raises UserError naming the file when it is missing, corrupt or too large,
-    or holds numbers of 32 bits, which have no range of levels; those of 16 bits are scaled to 8.
+    Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it. 16 bits
+    are scaled to 8. `reduction` is called with the stored size; where the factor that it returns allows it, a JPEG is
+    decoded at 1/2, 1/4 or 1/8 of its scale. Raises UserError naming a file that is missing, corrupt or too large, or
+    that holds numbers of 32 bits, which have no range of levels.
     """
     with readable(path, remedy="restore or remove it"):
         image = Image.open(path)
@@ -116,10 +116,10 @@ def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Return the image in RGB of 8 bits; Pillow's own conversion cuts deeper levels off at 255.
+    """Return the image in RGB of 8 bits; Pillow's own conversion would clip deeper levels at 255.
 
-    Levels of 16 bits are scaled by the range that the format gives them, whatever part of it an image uses. Raises
-    UserError for numbers of 32 bits, which have no such range.
+    Levels of 16 bits are scaled by the range of the format, whatever part of it the image uses. Raises UserError for
+    numbers of 32 bits, which have no such range.
     """
     if image.mode[0] not in "IF":  # the modes I, I;16 and their like, and F
         return image.convert("RGB")
@@ -134,7 +134,7 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
             "of levels; convert it to 8 or 16 bits"
         )
     levels = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds in 8 bits only
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds only in 8 bits
         levels = 255 - levels
     return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
 
@@ -144,8 +144,8 @@ def read_class_map(
 ) -> np.ndarray:
     """Return the labels (H, W) uint8, 0 to `highest`, of an 8-bit picture of classes.
 
-    Raises UserError naming a map that is missing or broken, is a JPEG by its contents, is not of its image's `size`
-    (height, width), or has labels beyond.
+    Raises UserError naming a map that is missing or broken, that is a JPEG by its contents, whose shape is not its
+    image's `size` (height, width), or that has a label above `highest`.
     """
     with readable(path, "class map", remedy=remedy, missing=remedy), Image.open(path) as image:
         kind, mode, labels = image.format, image.mode, np.asarray(image)
@@ -163,9 +163,9 @@ def read_class_map(
 def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     """Read `<root>/<class>/<image>`: classes and files in sorted order, labels = index of the class.
 
-    Hidden files and folders and SYSTEM_FOLDERS are left out, symbolic links are followed. A class folder without
-    images is no class; such folders, and files that are not images by their ending, are named on stderr. Raises
-    UserError naming the folder, with `hint` on what to place there, when it holds no such thing, and naming what
+    Hidden files and folders and SYSTEM_FOLDERS are left out; symbolic links are followed. A folder without images is
+    not a class; such folders, and files that by their ending are not images, are named on stderr. Raises UserError
+    naming the folder, with `hint` on what to place there, when it has no class folders with images, and naming what
     cannot be read or has a name that is not UTF-8.
     """
     if not root.is_dir():
@@ -190,7 +190,7 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
         paths += [file[start:] for file in images]
         classes.append(folder.name)
     if empty:
-        _note(f"data set folder {root}: no images in {_some(empty)}, which count as no class")
+        _note(f"data set folder {root}: no images in {_some(empty)}, which are not counted as classes")
     if skipped := [f"{count} {kind}" for kind, count in sorted(others.items()) if count]:
         _note(f"data set folder {root}: files that are not read: {_some(skipped)}")
     if not paths:
@@ -203,10 +203,27 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
 
 
+def image_split(root: Path, split: str, name: str) -> ImageFiles:
+    """Read `<root>/train`, or for "test" `<root>/val`, each with one folder per class.
+
+    Raises UserError as `image_folder` does, and for a test split whose classes are not those of the training split.
+    """
+    hint = f"place one folder per class, with its images, in {root / 'train'} and {root / 'val'}"
+    images = image_folder(root / {"train": "train", "test": "val"}[split], name=f"{name}-{split}", hint=hint)
+    if split == "test" and (root / "train").is_dir():
+        check_classes(root / "train", images)
+    return images
+
+
+def imagenet(data: Path, split: str) -> ImageFiles:
+    """Read ImageNet's "train" or, as "test", its validation images from `<data>/imagenet`."""
+    return image_split(data / "imagenet", split, "imagenet")
+
+
 def check_classes(train: Path, test: ImageFiles) -> None:
     """Raise UserError naming the difference unless the folders `train` and `test` have the same classes.
 
-    Labels are places in the list of classes, so a class that one of them lacks would shift all labels after it.
+    Labels are places in the list of classes, so a class that only one of them has would shift all labels after it.
     """
     classes = {
         folder.name for folder in _visible(train) if folder.is_dir() and any(map(_is_image, _files(folder.path)))
@@ -220,7 +237,7 @@ def check_classes(train: Path, test: ImageFiles) -> None:
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry]:
-    """Return what the folder holds, sorted by name, without what is hidden or the system's."""
+    """Return the folder's entries, sorted by name, without hidden ones and the system's."""
     try:
         with os.scandir(folder) as entries:
             kept = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
@@ -248,23 +265,23 @@ def _is_image(path: str) -> bool:
 
 
 def _some(words: Sequence[str], most: int = 5) -> str:
-    """Return the first words and how many more there are; names that are not UTF-8 become printable."""
+    """Return the first words and the number of others; names that are not UTF-8 become printable."""
     shown = [word.encode(errors="backslashreplace").decode() for word in words[:most]]
     return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 @cache
 def _note(text: str) -> None:
-    """Say it on stderr, once per command: a set may be opened several times, by several processes."""
+    """Print the text on stderr once per command: a set may be opened several times, by several processes."""
     if rank() == 0:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "restore the data set") -> Iterator[None]:
-    """Turn whatever Pillow raises in the block into a UserError that names the file and `remedy`, or `missing`.
+    """Turn any error of Pillow in the block into a UserError that names the file and `remedy`, or `missing`.
 
-    A damaged file makes its decoders fail in any way: OSError, SyntaxError, struct.error, MemoryError and others.
+    On a damaged file its decoders may raise anything: OSError, SyntaxError, struct.error, MemoryError and others.
     """
     try:
         yield

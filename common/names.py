@@ -1,7 +1,4 @@
-"""The words of the command line: profiles, methods, ablations, names of files and remedies."""
-
-import shlex
-from pathlib import Path
+"""The words of the command line: profiles, methods, ablations and names of files."""
 
 PROFILES = ("demo", "cifar10", "imagenet")
 
@@ -17,13 +14,6 @@ ABLATIONS = (
 def checkpoint_name(method: str, seed: int) -> str:
     """Return the stem of an export: the method, and the seed unless it is 0."""
     return method if seed == 0 else f"{method}-seed{seed}"
-
-
-def make_data(name: str, data: Path, folder: Path | None = None) -> str:
-    """Return the remedy for a data set that is missing, or there in `folder` but incomplete: the end of an error."""
-    where = "" if data == Path("data") else f" DATA={shlex.quote(str(data))}"
-    first = f"move {folder} away and " if folder is not None and folder.is_dir() else ""
-    return f"{first}run `make data DATASET={name}{where}`"
 
 
 OVERWRITE = "add OVERWRITE=1 (--overwrite)"

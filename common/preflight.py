@@ -1,4 +1,4 @@
-"""The check of a whole data set before hours of training, done once: its outcome is kept under `runs/checked/`."""
+"""Check a whole data set once before hours of training; the outcome is kept under `runs/checked/`."""
 
 import codecs
 import json
@@ -17,7 +17,7 @@ from common.images import readable
 
 T = TypeVar("T")
 R = TypeVar("R")
-THREADS = 8  # most of the time goes into waiting for files
+THREADS = 8  # which mostly wait for files
 
 
 def check_once(
@@ -29,11 +29,11 @@ def check_once(
     settings: str,
     cache: Path,
 ) -> list[R]:
-    """Return what `check` returns of each item, which must be plain JSON; it raises UserError for a faulty one.
+    """Return what `check` returns for each item; it returns plain JSON, and raises UserError for a faulty item.
 
-    It is called, with a progress bar, unless all have passed before. They count as passed as long as `files` have the
-    names, sizes and times of change that they had then, and `settings`, what else the outcome depends on, is the same.
-    Of several processes, one checks and the others wait. Raises UserError naming a file that is missing.
+    The items are checked, with a progress bar, unless all have passed before. That counts while `files` have the same
+    names, sizes and times of change and `settings`, whatever else the outcome depends on, is the same. Of several
+    processes one checks while the others wait. Raises UserError naming a file that is missing.
     """
     key = sha256_of_text(name, settings, *(_state(file) for file in files))
     done = cache / f"{name}-{key[:16]}.json"
@@ -45,16 +45,16 @@ def check_once(
         todo = items()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
-                found = list(tqdm(pool.map(check, todo), f"checking {name}", len(todo), unit="img", mininterval=1))
+                outcomes = list(tqdm(pool.map(check, todo), f"checking {name}", len(todo), unit="img", mininterval=1))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        write_json(done, {"name": name, "found": found})
-        return found
+        write_json(done, {"name": name, "found": outcomes})
+        return outcomes
 
 
 def _kept(done: Path) -> list | None:
-    """Return what an earlier check found; None if there was none, or its file is damaged or of an older kind."""
+    """Return the outcome of an earlier check, or None if there is none or its file is damaged or in an older format."""
     try:
         return json.loads(done.read_text(encoding="utf-8"))["found"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -62,25 +62,25 @@ def _kept(done: Path) -> list | None:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) from an image's header. Raises UserError naming a file that is missing or no image."""
+    """Return (width, height) from an image's header. Raises UserError for a file that is missing or not an image."""
     with readable(path, remedy="restore it"), Image.open(path) as image:
         return image.size
 
 
 def decoded_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an image that decodes to its end. Raises UserError naming one that does not."""
+    """Decode an image to its end and return (width, height). Raises UserError naming one that does not decode."""
     with readable(path, remedy="restore it"), Image.open(path) as image:
         size = image.size
-        image.draft("L", (1, 1))  # a JPEG at an eighth of its size: all bytes are read, few pixels made
+        image.draft("L", (1, 1))  # a JPEG at an eighth of its size: reads all bytes, makes few pixels
         image.load()
     return size
 
 
 def read_list(path: Path) -> list[str]:
-    """Return the names in a list of images, one per line; blank lines and blanks around a name do not count.
+    """Return the names in a list of images, one per line; blank lines and blanks around a name are ignored.
 
-    Text is UTF-8, with a byte order mark or without, or UTF-16 with one. Raises UserError naming a list that is
-    missing, no such text, empty, or that has a name twice or one that is not a file's.
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming a list that is
+    missing, empty or not such text, or that has a name twice or one that cannot be a file's.
     """
     try:
         content = path.read_bytes()
@@ -94,14 +94,14 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f"{path} lists no image; restore the data set")
     for name, count in Counter(names).items():
         if not name.isprintable() or "/" in name:
-            raise UserError(f"list {path} names {name!r}, which is no image's name; restore the data set")
+            raise UserError(f"list {path} names {name!r}, which cannot be an image's name; restore the data set")
         if count > 1:
             raise UserError(f"list {path} names {name} {count} times; leave one")
     return names
 
 
 def read_json(path: Path) -> dict:
-    """Return a JSON object. Raises UserError naming a file that holds none."""
+    """Return the JSON object in a file. Raises UserError naming a file that is missing or holds no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

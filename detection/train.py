@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from common import cli
 from common.mmlab import jobs
-from common.names import make_data
 from common.run import Measured, todo
+from common.sources import make_data
 from detection import PREDICTIONS, register
 
 if TYPE_CHECKING:

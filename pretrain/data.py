@@ -1,47 +1,30 @@
 """The images that pretraining and its evaluation read, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cifar import cifar10
-from common.embedded import digits
 from common.errors import UserError
-from common.images import LabelledImages, check_classes, image_folder
+from common.images import LabelledImages, image_split
+from common.sources import MAP11, SOURCES
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def _imagefolder(root: Path, split: str, name: str) -> LabelledImages:
-    sub = {"train": "train", "test": "val"}[split]
-    hint = f"place one folder a class, with its images, in {root / 'train'} and {root / 'val'}"
-    images = image_folder(root / sub, name=f"{name}-{split}", hint=hint)
-    if split == "test" and (root / "train").is_dir():
-        check_classes(root / "train", images)
-    return images
-
-
-# Name -> reader of (root, split). The root is the data root; for `folder`, the ImageFolder itself.
-READERS: dict[str, Callable[[Path, str], LabelledImages]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "imagenet": lambda root, split: _imagefolder(root / "imagenet", split, "imagenet"),
-    "folder": lambda root, split: _imagefolder(root, split, root.name),
-}
-
-
 def open_images(name: str, root: str, split: str) -> LabelledImages:
     """Return the labelled images of `split` ("train" or "test") of a data set.
 
-    `digits`: embedded. `cifar10`: the official `cifar-10-batches-py` or `-bin` under the root. `imagenet`:
-    `<root>/imagenet/{train,val}` with a folder a class. `folder`: any ImageFolder, `<root>/{train,val}`.
-    Raises UserError naming what is missing and what to place there, or the classes in which the test split's folders
-    differ from the training split's.
+    `name` is a data set of `common.sources` with these splits and one label per image, under the data root `root`, or
+    "folder": any ImageFolder, `<root>/{train,val}`. Raises UserError for another name, and naming what is missing and
+    what to place there, or the classes in which the two splits differ.
     """
-    if name not in READERS:
-        raise UserError(f"config: unknown data set '{name}'; known: {', '.join(READERS)}")
-    return READERS[name](Path(root), split)
+    if name == "folder":
+        return image_split(Path(root), split, Path(root).name)
+    known = [n for n, source in SOURCES.items() if {"train", "test"} <= {*source.splits} and source.metric != MAP11]
+    if name not in known:
+        raise UserError(f"config: unknown data set '{name}'; known: {', '.join(known)}, folder")
+    return SOURCES[name].read(Path(root), split)
 
 
 def label(images: Mapping[str, Any]) -> str:
@@ -55,7 +38,7 @@ def use_folder(config: "Config", root: Path) -> None:
     Raises UserError when `root` has no `train` folder. One without `val` can be pretrained on, but not tested on.
     """
     if not (root / "train").is_dir():
-        raise UserError(f"--data-root {root} has no folder 'train'; place one folder a class in {root / 'train'}")
+        raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
     images = dict(name="folder", root=str(root))
     tested = (root / "val").is_dir()
     if "train_dataloader" in config:

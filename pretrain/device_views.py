@@ -39,24 +39,24 @@ def uniform(bounds: Sequence[float], shape: int | tuple[int, ...], generator: to
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-class Part(NamedTuple):
+class Selection(NamedTuple):
     """Which images of a batch a step changes: a mask (N,) of bools, on the CPU and on the device."""
 
     host: Tensor
     device: Tensor
 
 
-def change(x: Tensor, part: Part, step: Callable[[Tensor, Any], Tensor], *parameters: Any) -> Tensor:
-    """Return `x` with `step` applied to a part of its images; `parameters` are tensors with one row per image.
+def change(x: Tensor, selection: Selection, step: Callable[[Tensor, Any], Tensor], *parameters: Any) -> Tensor:
+    """Return `x` with `step` applied to the selected images; `parameters` are tensors with one row per image.
 
     Small images are all changed, and then chosen from: the kernels of a small batch take less time than their
     launches, and the same kernels run for every batch. Of larger ones, those that change are taken out.
     """
     if x[0].numel() <= SMALL:
-        return torch.where(part.device.view(-1, 1, 1, 1), step(x, *parameters), x)
-    if not part.host.any():
+        return torch.where(selection.device.view(-1, 1, 1, 1), step(x, *parameters), x)
+    if not selection.host.any():
         return x
-    place = sent(part.host.nonzero()[:, 0], x.device)
+    place = sent(selection.host.nonzero()[:, 0], x.device)
     chosen = step(x.index_select(0, place), *(values.index_select(0, place) for values in parameters))
     return x.index_copy(0, place, chosen)
 
@@ -162,7 +162,7 @@ class Jitter(DeviceStep):
             # Brightness scales from 0, and a factor of 1 changes nothing.
             x = (level + factor * (x - level)).clamp(0, 255).floor()
             if self.settings.hue is not None:
-                x = change(x, Part(change_host == 3, change_of == 3), adjust_hue, hue)
+                x = change(x, Selection(change_host == 3, change_of == 3), adjust_hue, hue)
         return x
 
 
@@ -349,16 +349,16 @@ class Plan:
             if step.p == 1:
                 levels = step.apply(levels, there, host)
                 continue
-            taken = Part(host.pop("taken"), there.pop("taken") > 0)
+            selection = Selection(host.pop("taken"), there.pop("taken") > 0)
             names = list(there)
-            rows = host if levels[0].numel() <= SMALL else {name: host[name][taken.host] for name in names}
+            rows = host if levels[0].numel() <= SMALL else {name: host[name][selection.host] for name in names}
 
             def apply(
                 images: Tensor, *values: Tensor, step: DeviceStep = step, names: list = names, rows: Drawn = rows
             ) -> Tensor:
                 return step.apply(images, dict(zip(names, values, strict=True)), rows)
 
-            levels = change(levels, taken, apply, *there.values())
+            levels = change(levels, selection, apply, *there.values())
         for k, (mean, deviation) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
             levels[:, k].sub_(255 * mean).div_(255 * deviation)
         return levels

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from common import cli
 from common.errors import UserError
 from common.mmlab import jobs
-from common.names import make_data
 from common.run import Measured, todo
+from common.sources import make_data
 from segmentation import INDEX, register
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.run import Job
-from transfer.datasets import DATASETS
+from common.sources import SOURCES
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -19,4 +19,4 @@ class Transfer(Job):
     @property
     def images(self) -> int:
         """About what it costs: how many images the data set has, where that is known."""
-        return sum(DATASETS[self.key.dataset].sizes or (1000,))
+        return sum(SOURCES[self.key.dataset].splits.values())

@@ -1,7 +1,7 @@
 """L-BFGS for logistic regression on a device, where SciPy's steps on the host would take most of the time.
 
-The outputs are linear in the weights, so those along a line of search are P + t Q: a step takes two products with the
-features, whatever its search tries.
+The outputs are linear in the weights, so along a search line they are P + t Q: a step takes two products with the
+features, however many points its search tries.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HISTORY = 10  # steps that a direction is made of, as in SciPy
+HISTORY = 10  # steps that determine a direction, as in SciPy
 TRIES = 50  # of a search along a line
 DECREASE, SLOPE = 1e-4, 0.9  # of the Wolfe conditions
 ROUNDING = 64 * 2.0**-52  # of a loss: scikit-learn's ftol
@@ -20,11 +20,11 @@ ROUNDING = 64 * 2.0**-52  # of a loss: scikit-learn's ftol
 class LogisticRegression:
     """scikit-learn's LogisticRegression(warm_start=True) for torch tensors, as far as `transfer.sweep` uses it.
 
-    Minimises the summed cross-entropy + |coef_|^2 / (2 C) over `coef_` (K, D) and `intercept_` (K,), of one row for
-    two classes; it starts from these, and ends where no entry of the gradient of the mean is above `tol`, one number
-    or one per feature and the intercept (D + 1,). Products with the features are in their precision (TF32 only where
-    torch was told so), all else is in float64, so that a search always resolves its step. Steps know the scale of
-    every feature, by the curvature that it has where all classes are as likely.
+    It minimises the summed cross-entropy + |coef_|^2 / (2 C) over `coef_` (K, D) and `intercept_` (K,), which have one
+    row for two classes. It starts from their values and ends where no entry of the gradient of the mean is above `tol`,
+    a number or one per feature and the intercept (D + 1,). Products with the features are in their precision (TF32 only
+    where torch's settings allow it), and everything else is in float64, so that a search always resolves its step.
+    Steps are scaled for each feature by its curvature where all classes are equally likely.
     """
 
     C: float
@@ -42,9 +42,9 @@ class LogisticRegression:
         return self
 
     def fit(self, x: Tensor, y: Tensor) -> bool:
-        """Fit features (N, D) to labels (N,) int64, all on one device. Returns False where the fit did not converge.
+        """Fit labels (N,) int64 by features (N, D) on the same device. Returns whether the fit converged.
 
-        That is so after `max_iter` steps and, earlier, where the gradient's rounding hides which way is down.
+        It does not within `max_iter` steps, or where rounding of the gradient hides the way down.
         """
         weights = torch.cat((self.coef_, self.intercept_[:, None]), 1).double()
         problem = Problem(x, y, 1 / self.C, binary=len(weights) == 1)
@@ -63,7 +63,7 @@ class LogisticRegression:
             moved, bent = (step * direction).flatten(), (gradient - before).flatten()
             product = moved @ bent
             largest, positive = torch.stack(((gradient.abs() / bound).max(), product)).tolist()
-            if positive > 0:  # else it is rounding: the loss is convex
+            if positive > 0:  # otherwise it is rounding, as the loss is convex
                 pairs.append((moved, bent, 1 / product))
             number += 1
         self.coef_, self.intercept_, self.n_iter_ = weights[:, :-1], weights[:, -1], [number]
@@ -71,9 +71,9 @@ class LogisticRegression:
 
 
 class Problem:
-    """The loss of features `x` and labels `y`, its weights and bias side by side in (K, D + 1), float64.
+    """The loss of features `x` and labels `y`; weights and bias stand side by side in (K, D + 1) float64.
 
-    Outputs are (N, K), float64, or of two classes (N, 2), the first 0.
+    Outputs are (N, K) float64, for two classes (N, 2) with zeros first.
     """
 
     def __init__(self, x: Tensor, y: Tensor, decay: float, binary: bool) -> None:
@@ -81,8 +81,8 @@ class Problem:
 
     def outputs(self, weights: Tensor) -> Tensor:
         """Return the outputs, or how they change with a change of the weights."""
-        found = (self._x @ weights[:, :-1].to(self._x.dtype).T).double() + weights[:, -1]
-        return F.pad(found, (1, 0)) if self._binary else found
+        outputs = (self._x @ weights[:, :-1].to(self._x.dtype).T).double() + weights[:, -1]
+        return F.pad(outputs, (1, 0)) if self._binary else outputs
 
     def gradient(self, outputs: Tensor, weights: Tensor) -> Tensor:
         """Return the loss's gradient (K, D + 1)."""
@@ -93,12 +93,12 @@ class Problem:
         return torch.cat((of_weight, residual.sum(0)[:, None]), 1)
 
     def first_curvature(self, rows: int) -> Tensor:
-        """Return the loss's second derivatives (rows, D + 1) by each weight where all classes are as likely."""
+        """Return the loss's second derivative by each weight (rows, D + 1) where all classes are equally likely."""
         number = 2 if self._binary else rows
         squares = torch.linalg.vector_norm(self._x, dim=0).double() ** 2
-        found = torch.cat((squares, squares.new_full((1,), len(self._x)))) * (number - 1) / number**2
-        found[:-1] += self._decay
-        return found.expand(rows, -1)
+        curvature = torch.cat((squares, squares.new_full((1,), len(self._x)))) * (number - 1) / number**2
+        curvature[:-1] += self._decay
+        return curvature.expand(rows, -1)
 
     def along(
         self, outputs: Tensor, change: Tensor, weights: Tensor, direction: Tensor
@@ -122,9 +122,9 @@ class Problem:
 
 
 def search(at: Callable[[float], tuple[float, ...]]) -> float | None:
-    """Return a t > 0 that meets the strong Wolfe conditions for a convex function, or None where it rises from 0 on.
+    """Return a t > 0 that meets the strong Wolfe conditions for a convex function, or None if it rises from 0 on.
 
-    `at` gives value, slope and curvature. By Newton's method, within what is known to hold the minimum.
+    `at` gives value, slope and curvature. Newton's method is kept within the interval known to hold the minimum.
     """
     value, slope, curvature = at(0.0)
     if not slope < 0:
@@ -144,19 +144,19 @@ def search(at: Callable[[float], tuple[float, ...]]) -> float | None:
 def inverse_curvature(
     gradient: Tensor, pairs: MutableSequence[tuple[Tensor, Tensor, Tensor]], start: Tensor | float = 1.0
 ) -> Tensor:
-    """Return the gradient (n,) times the inverse Hessian that the last steps suggest (Nocedal's two loops).
+    """Return the gradient (n,) times the inverse Hessian estimated from the last steps (Nocedal's two loops).
 
-    A pair holds a step (n,), the change of the gradient by it, and the inverse of their product. `start` (n,) is the
-    inverse Hessian's diagonal before any step, up to a factor once there are steps.
+    A pair holds a step (n,), the change of the gradient over it, and the inverse of their product. `start` (n,) is the
+    diagonal of the inverse Hessian before any step; once there are steps, only up to a factor.
     """
-    found, factors = gradient, []
+    product, factors = gradient, []
     for moved, bent, inverse in reversed(pairs):
-        factors.append(inverse * (moved @ found))
-        found = torch.addcmul(found, factors[-1], bent, value=-1)
-    found = found * start
+        factors.append(inverse * (moved @ product))
+        product = torch.addcmul(product, factors[-1], bent, value=-1)
+    product = product * start
     if pairs:
         _, bent, inverse = pairs[-1]
-        found = found / (inverse * (bent @ (bent * start)))
+        product = product / (inverse * (bent @ (bent * start)))
     for (moved, bent, inverse), factor in zip(pairs, reversed(factors), strict=True):
-        found = torch.addcmul(found, factor - inverse * (bent @ found), moved)
-    return found
+        product = torch.addcmul(product, factor - inverse * (bent @ product), moved)
+    return product

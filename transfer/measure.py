@@ -8,14 +8,15 @@ from common.features import evaluation_transform, extract_features, pick_device,
 from common.files import sha256_of_file, sha256_of_text, write_json
 from common.images import ImageFiles
 from common.run import Measured
-from transfer.datasets import DATASETS, Recognition, load
+from common.sources import SOURCES
+from transfer.datasets import Recognition, check_labels, load
 from transfer.job import Transfer
-from transfer.sweep import Outcome, Part, check_labels, sweep
+from transfer.sweep import Outcome, sweep
 
 
 def measure(job: Transfer, checkpoint: Checkpoint) -> Measured:
     """Extract the features, choose the weight decay on the validation images, refit, and test (appendix D.1)."""
-    spec = DATASETS[job.key.dataset]
+    spec = SOURCES[job.key.dataset]
     found = load(job.key.dataset, job.folders.data, job.split_file, any_size=job.any_size)
     train, val, classes = found.train, found.val, found.both.classes
     labels = found.both.labels
@@ -29,7 +30,7 @@ def measure(job: Transfer, checkpoint: Checkpoint) -> Measured:
     )
     device = pick_device()
     where = device if device.type == "cuda" else None
-    outcome = sweep(Part(both.x, both.y), train, val, Part(test.x, test.y), spec.metric, device=where)
+    outcome = sweep(both, train, val, test, spec.metric, device=where)
     _warn(job, outcome)
     split = _write_split(found, job.folders.results / "splits" / f"{job.key.stem}.json") if spec.drawn else {}
     protocol = {
@@ -49,7 +50,7 @@ def measure(job: Transfer, checkpoint: Checkpoint) -> Measured:
         "feature_dim": both.x.shape[1],
         "image_size": spec.size,
         "resize": spec.resize,
-        "splits": spec.splits,
+        "splits": spec.origin,
         "amp": job.amp,
         "any_size": job.any_size,
         **split,

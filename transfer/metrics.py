@@ -16,7 +16,7 @@ def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def mean_per_class_accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean over the classes in `labels` of the share of their images that is recognised.
+    """Return the mean, over the classes in `labels`, of the share of their images that is recognised.
 
     >>> mean_per_class_accuracy(np.array([0, 0, 0, 1]), np.array([[1, 0], [1, 0], [0, 1], [1, 0]]))
     33.333333333333336
@@ -32,10 +32,10 @@ def mean_average_precision_11(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def average_precision_11(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the 11-point average precision, in 0-1, of scores (N,) for 0/1 labels (N,) with some 1.
+    """Return the 11-point average precision, 0-1, of scores (N,) for labels (N,) of 0 and at least one 1.
 
-    The mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of t or more. scikit-learn's curve,
-    on which upstream computes it, ends with the artificial point (recall 0, precision 1), so that the term of
+    It is the mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t. scikit-learn's curve,
+    from which upstream computes it, ends with the artificial point (recall 0, precision 1), so that the term for
     t = 0 is always 1 (PROTOCOLS 4.4). Images of equal score enter the ranking together.
 
     >>> round(average_precision_11(np.array([0, 1]), np.array([0.9, 0.1])), 4)  # (1 + 10 / 2) / 11
@@ -43,9 +43,9 @@ def average_precision_11(positive: np.ndarray, score: np.ndarray) -> float:
     """
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # the last image of each score
-    found = np.cumsum(positive[order])[last]
-    precision, recall = found / (last + 1), found / found[-1]
-    # The thresholds are upstream's floats: linspace's 0.3 is a hair above 3 of 10, and so counts as missed.
+    hits = np.cumsum(positive[order])[last]
+    precision, recall = hits / (last + 1), hits / hits[-1]
+    # The thresholds are upstream's floats: linspace's 0.3 is slightly above 3 / 10, so a recall of 3 / 10 misses it.
     best = [precision[recall >= t].max() for t in np.linspace(0, 1, 11)[1:]]
     return float((1 + sum(best)) / 11)
 

@@ -15,10 +15,11 @@ from common.errors import UserError, last_line
 from common.files import sha256_of_file, sha256_of_text
 from common.records import RecordKey
 from common.run import Subject
-from transfer.datasets import DATASETS, NotPublishedError, known, load, read_split, suite
+from common.sources import SOURCES, NotPublishedError, known, suite
+from transfer.datasets import load, read_split
 from transfer.job import Transfer
+from transfer.settings import SETTINGS
 from transfer.suite import ANY_SIZE, MODULE, conclude, in_turn, submit
-from transfer.sweep import SETTINGS
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +72,7 @@ def resolve(args: argparse.Namespace, subject: Subject, dataset: str) -> Transfe
             args.profile, "recognition", subject.name, dataset, args.seed, _variant(args.split_file, args.amp)
         ),
         subject=subject,
-        settings=sha256_of_text(SETTINGS, DATASETS[dataset].settings, *split, *amp),
+        settings=sha256_of_text(SETTINGS, SOURCES[dataset].settings, *split, *amp),
         folders=cli.folders(args),
         split_file=args.split_file,
         amp=args.amp,

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from common.download import SOURCES
 from common.errors import UNWRITABLE, UserError, last_line
 from common.records import read_record
 from common.run import record, todo
-from transfer.datasets import DATASETS
+from common.sources import SOURCES
 from transfer.job import Transfer
 
 MODULE = "transfer.run"
@@ -136,14 +135,13 @@ def conclude(jobs: Sequence[Transfer], failed: Mapping[Transfer, str]) -> None:
 
 def _is_missing(job: Transfer) -> bool:
     """Whether the checkpoint or the data set is not there, rather than faulty."""
-    source = SOURCES.get(job.key.dataset.partition("-")[0])
-    return not job.subject.path.is_file() or (source is not None and not (job.folders.data / source.folder).exists())
+    return not (job.subject.path.is_file() and (job.folders.data / SOURCES[job.key.dataset].folder).exists())
 
 
 def _cell(job: Transfer, failed: Mapping[Transfer, str], missing: Sequence[Transfer]) -> str:
     if job in failed:
         return "missing" if job in missing else "failed"
-    return f"{read_record(job.place)['metrics'][DATASETS[job.key.dataset].metric]:.2f}"
+    return f"{read_record(job.place)['metrics'][SOURCES[job.key.dataset].metric]:.2f}"
 
 
 def submit(jobs: Sequence[Transfer], argv: Sequence[str], sbatch_args: str) -> None:

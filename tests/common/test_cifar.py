@@ -98,18 +98,18 @@ class Evil:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": Evil()}, r"is no pickle of arrays \(it asks for posix\.mkdir\)"),
+        ({"data": Evil()}, r"is not a pickle of arrays \(it asks for posix\.mkdir\)"),
         ([1], "holds no dictionary"),
         ({}, "holds no array 'data' of N x 3072 bytes"),
         ({"data": np.zeros((0, 3072), np.uint8), "labels": []}, "holds no array 'data'"),
         ({"data": np.zeros((3, 3071), np.uint8), "labels": [0, 0, 0]}, "holds no array 'data'"),
         ({"data": np.zeros((3, 3072)), "labels": [0, 0, 0]}, "holds no array 'data'"),
-        ({"data": np.zeros((3, 3072), np.uint8)}, r"has not one label of 0 \.\.\. 9 an image"),
-        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0]}, "has not one label"),
-        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, 10]}, "has not one label"),
-        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, -1]}, "has not one label"),
-        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, 0.5]}, "has not one label"),
-        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, [0], 1]}, "has not one label"),
+        ({"data": np.zeros((3, 3072), np.uint8)}, r"must have one label of 0 \.\.\. 9 per image"),
+        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0]}, "must have one label"),
+        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, 10]}, "must have one label"),
+        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, -1]}, "must have one label"),
+        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 0, 0.5]}, "must have one label"),
+        ({"data": np.zeros((3, 3072), np.uint8), "labels": [0, [0], 1]}, "must have one label"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -136,7 +136,7 @@ def test_names_that_do_not_fit(tmp_path, names):
 def test_a_cut_pickle_is_a_user_s_error(tmp_path, length):
     path = python_version(tmp_path) / "test_batch"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match="test_batch is no pickle of arrays"):
+    with pytest.raises(UserError, match="test_batch is not a pickle of arrays"):
         cifar10(tmp_path, "test")
 
 
@@ -145,9 +145,9 @@ def test_binary_files_that_do_not_fit(tmp_path):
     path = folder / "test_batch.bin"
     whole = path.read_bytes()
     for content, message in (
-        (b"", r"test_batch\.bin of 0 bytes holds no whole records of 3073"),
-        (whole[:-1], r"of 9218 bytes holds no whole records"),
-        (b"\x0a" + whole[1:], r"has not one label of 0 \.\.\. 9 an image"),
+        (b"", r"test_batch\.bin of 0 bytes does not hold whole records of 3073"),
+        (whole[:-1], r"of 9218 bytes does not hold whole records"),
+        (b"\x0a" + whole[1:], r"must have one label of 0 \.\.\. 9 per image"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):

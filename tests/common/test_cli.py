@@ -20,7 +20,7 @@ from common.cli import announce, method_list, parser, subjects
 from common.errors import UserError
 from common.features import Transformed
 from common.images import image_folder
-from common.names import METHODS, PROFILES, checkpoint_name, make_data
+from common.names import METHODS, PROFILES, checkpoint_name
 
 RAISING = "from common import cli\nfrom common.errors import UserError\ndef main(): raise {}\ncli.run(main)"
 
@@ -269,10 +269,3 @@ def test_the_first_line_holds_module_profile_and_resolved_paths(capsys, tmp_path
 
 def test_exit_code_of_an_interrupt_is_the_shell_s():
     assert 128 + signal.SIGINT == cli.INTERRUPTED
-
-
-def test_the_remedy_for_a_data_set_is_a_command_to_copy(tmp_path):
-    assert make_data("dtd", Path("data")) == "run `make data DATASET=dtd`"
-    assert make_data("dtd", Path("/my data")) == "run `make data DATASET=dtd DATA='/my data'`"
-    assert make_data("dtd", Path("data"), tmp_path / "dtd") == "run `make data DATASET=dtd`"
-    assert make_data("dtd", Path("data"), tmp_path) == f"move {tmp_path} away and run `make data DATASET=dtd`"

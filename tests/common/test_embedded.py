@@ -159,12 +159,12 @@ def test_voc_class_files_say_present_absent_or_only_difficult(root):
 
 
 @pytest.mark.parametrize(
-    ("found", "value"), [([], -1), ([True], 0), ([True, True], 0), ([True, False], 1), ([False], 1)], ids=str
+    ("difficult", "value"), [([], -1), ([True], 0), ([True, True], 0), ([True, False], 1), ([False], 1)], ids=str
 )
-def test_presence(found, value):
+def test_presence(difficult, value):
     empty = np.zeros((2, 2), np.uint8)
     others = [embedded.Digit(3, (0, 0, 1, 1), False)]
-    scene = embedded.Scene(empty, empty, others + [embedded.Digit(7, (0, 0, 1, 1), hard) for hard in found])
+    scene = embedded.Scene(empty, empty, others + [embedded.Digit(7, (0, 0, 1, 1), hard) for hard in difficult])
     assert embedded._presence(scene, 7) == value
 
 
@@ -207,11 +207,11 @@ def test_ade20k_labels(root):
         for path, scene in zip(labels, made, strict=True):
             image = Image.open(path)
             assert image.mode == "L"
-            found = np.asarray(image)
-            assert found.min() == 1  # 0 would be unlabelled; 1 is the background
-            assert found.max() <= 11
-            assert set(np.unique(found)) == {1, *(2 + d.label for d in scene.digits)}
-            np.testing.assert_array_equal(found, scene.classes + 1)
+            class_map = np.asarray(image)
+            assert class_map.min() == 1  # 0 would be unlabelled; 1 is the background
+            assert class_map.max() <= 11
+            assert set(np.unique(class_map)) == {1, *(2 + d.label for d in scene.digits)}
+            np.testing.assert_array_equal(class_map, scene.classes + 1)
 
 
 def test_data_that_is_there_is_left_alone(tmp_path, few):
@@ -292,5 +292,5 @@ def test_the_readers_of_digits(root, tmp_path, monkeypatch):
         assert len(images.labels) == count
         assert set(images.classes) == set(CLASSES)
         assert images.image(0).size == (32, 32)
-    with pytest.raises(UserError, match="delete data/demo"):
+    with pytest.raises(UserError, match=f"delete {tmp_path}/demo and run the command again"):
         digits(tmp_path, "validation")

@@ -163,7 +163,7 @@ def test_a_folder_is_one_process_s_until_it_is_killed_though_its_children_live_o
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(
-                UserError, match=rf"^{tmp_path}: another process \({holder.pid} on .*\) is at this run; wait"
+                UserError, match=rf"^{tmp_path}: another process \({holder.pid} on .*\) is working on this run; wait"
             ),
             only_here(tmp_path),
         ):

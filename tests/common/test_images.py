@@ -85,7 +85,7 @@ def test_empty_classes_and_file_types_that_are_not_read_are_named(folder, capfd)
     assert images.classes == ["cat", "dog"]
     assert images.labels.tolist() == [0, 0, 1, 1]
     said = capfd.readouterr().err
-    assert f"note: data set folder {folder}: no images in ant, egg, which count as no class\n" in said
+    assert f"note: data set folder {folder}: no images in ant, egg, which are not counted as classes\n" in said
     assert (
         "files that are not read: 2 .heic, 1 .npy, 1 .txt, 1 outside the class folders, 1 without an ending\n" in said
     )

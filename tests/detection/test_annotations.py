@@ -141,9 +141,9 @@ def test_the_check_and_the_reader_read_a_list_of_voc_alike(voc: Path, kind: str)
     ("content", "says"),
     [
         (b"000001\n000002\n000001\n", "names 000001 2 times; leave one"),
-        (b"000001\n../000002\n", "names '../000002', which is no image's name"),
-        (b"000001\x00\n", "which is no image's name"),
-        ("000001\n".encode("utf-16-le"), "which is no image's name"),
+        (b"000001\n../000002\n", "names '../000002', which cannot be an image's name"),
+        (b"000001\x00\n", "which cannot be an image's name"),
+        ("000001\n".encode("utf-16-le"), "which cannot be an image's name"),
         (b"000001 1\n", "000001 1.jpg is listed but missing"),
         (b"caf\xe9\n", "is not text in UTF-8"),
         (b"\xff\xfe0", "is not text in UTF-8"),

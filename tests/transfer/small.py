@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from tests.transfer.layouts import cifar, text
+from common.readers import VOC_CLASSES
+from tests.layouts import cifar, text
 
 
 def picture(path, label, number):
@@ -114,8 +115,6 @@ def sun397(data):
 
 def voc2007(data):
     """Image k shows classes k mod 20 and, for every second image, the one after it."""
-    from transfer.datasets import VOC_CLASSES
-
     root = data / "VOCdevkit" / "VOC2007"
     for base, split in enumerate(("train", "val", "test")):
         numbers = [100 * base + k for k in range(40)]

@@ -9,15 +9,11 @@ from common.backbones import build_backbone
 from common.checkpoint import Checkpoint
 from common.features import evaluation_transform
 from common.images import ImageFiles
-from transfer import bench
-from transfer.bench import Problem, in_float64, make_features, our_extraction, our_sweep, reference_extraction
+from transfer import bench, measurements
+from transfer.measurements import in_float64, our_extraction, our_sweep, reference_extraction
+from transfer.synthetic import Problem, make_features
 
-SMALL = Problem(3, noise=1.0, n=120, test=60)
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    monkeypatch.setattr(bench, "DIM", 80)
+SMALL = Problem(3, noise=1.0, n=120, test=60, dim=80)
 
 
 def test_the_ids_and_targets_are_those_of_the_issue():
@@ -45,54 +41,54 @@ def test_a_sweep_on_a_gpu_counts_only_if_it_finds_the_accuracy_of_the_cpu(monkey
             time.sleep(0.1)
         return on_cpu if device is None else on_device
 
-    monkeypatch.setattr(bench, "our_sweep", timed)
-    value, said, memory = bench.gpu_sweep("cpu")
+    monkeypatch.setattr(measurements, "our_sweep", timed)
+    value, said, memory = measurements.gpu_sweep("cpu")
     assert value > 10 if met else value == 0
     assert f"{abs(on_device - on_cpu):.2f} points apart" in said
     assert memory is None
 
 
-def test_both_sweeps_find_about_the_same(narrow):
+def test_both_sweeps_find_about_the_same():
     x, y = make_features(SMALL)
     assert (x.shape, x.dtype, x.min() > 0) == ((180, 80), np.float32, True)
     grid = [float(w) for w in np.logspace(-2, 3, 11)]
-    reference, ours = (run(x, y, SMALL, grid) for run in (bench.reference_sweep, our_sweep))
+    reference, ours = (run(x, y, SMALL, grid) for run in (measurements.reference_sweep, our_sweep))
     assert ours > 50  # chance is 33
     assert ours == pytest.approx(reference, abs=4)
 
 
-def test_the_sweeps_are_measured_once_in_a_run(narrow, monkeypatch):
+def test_the_sweeps_are_measured_once_in_a_run(monkeypatch):
     runs = []
     for name in ("reference_sweep", "our_sweep"):
-        monkeypatch.setattr(bench, name, lambda *_, name=name: (runs.append(name), 70.0)[1])
-    monkeypatch.setattr(bench, "extractions", lambda: (8.0, 2.0))
-    bench.sweeps.cache_clear()
-    assert bench.total_ratio(SMALL) == pytest.approx(4, rel=0.01)
-    assert bench.sweeps(SMALL)[1::2] == (70.0, 70.0)
+        monkeypatch.setattr(measurements, name, lambda *_, name=name: (runs.append(name), 70.0)[1])
+    monkeypatch.setattr(measurements, "extractions", lambda: (8.0, 2.0))
+    measurements.sweeps.cache_clear()
+    assert measurements.total_ratio(SMALL) == pytest.approx(4, rel=0.01)
+    assert measurements.sweeps(SMALL)[1::2] == (70.0, 70.0)
     assert runs == ["reference_sweep", "our_sweep"]
-    bench.sweeps.cache_clear()
+    measurements.sweeps.cache_clear()
 
 
-def test_memory_is_that_of_a_process_of_its_own(narrow):
-    assert 0 < bench.memory_ratio(SMALL._replace(n=9000, test=3000)) < 2
+def test_memory_is_that_of_a_process_of_its_own():
+    assert 0 < measurements.memory_ratio(SMALL._replace(n=9000, test=3000)) < 2
 
 
 def test_float64_rows_are_the_rows(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12, dtype=np.float32).reshape(4, 3))
-    found = in_float64(np.load(tmp_path / "x.npy", mmap_mode="c"), np.array([2, 0]))
-    assert found.dtype == np.float64
-    assert found.tolist() == [[6, 7, 8], [0, 1, 2]]
+    rows = in_float64(np.load(tmp_path / "x.npy", mmap_mode="c"), np.array([2, 0]))
+    assert rows.dtype == np.float64
+    assert rows.tolist() == [[6, 7, 8], [0, 1, 2]]
 
 
 def test_both_extractions_give_the_same_features_and_the_reference_makes_some_twice(tmp_path, monkeypatch):
-    bench.write_photos(tmp_path / "images", 6)
+    measurements.write_photos(tmp_path / "images", 6)
     paths = sorted(path.name for path in (tmp_path / "images").iterdir())
     checkpoint = Checkpoint(tmp_path, "0", build_backbone("test_resnet").state_dict(), {"arch": "test_resnet"})
 
     def images(name, start, stop):
         return ImageFiles(name, tmp_path / "images", paths[start:stop], np.zeros(stop - start, int), ["a"])
 
-    monkeypatch.setattr("common.features.pick_workers", lambda images: 0)
+    monkeypatch.setattr("transfer.measurements.pick_workers", lambda images: 0)
     both, test = images("both", 0, 4), images("test", 4, 6)
     parts = [images("train", 1, 4), images("val", 0, 1), both, test]
     train, val, *same = reference_extraction(checkpoint, parts, evaluation_transform(32, resize=32))

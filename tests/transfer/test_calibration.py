@@ -34,8 +34,8 @@ def literal_ece(labels, probabilities, bins=15):
 @settings(max_examples=50, deadline=None)
 def test_the_error_is_guo_s(n, seed, scale):
     labels, scores = drawn(n, scale, seed)
-    found = expected_calibration_error(labels, softmax(scores))
-    assert found == pytest.approx(literal_ece(labels, softmax(scores)), abs=1e-9)
+    error = expected_calibration_error(labels, softmax(scores))
+    assert error == pytest.approx(literal_ece(labels, softmax(scores)), abs=1e-9)
 
 
 def test_the_error_by_hand():
@@ -51,10 +51,10 @@ def test_the_temperature_is_found(scale):
 
 
 def test_scaling_mends_what_is_overconfident():
-    found = calibrate(*drawn(5_000, 5.0))
-    assert found["ece"] > 15
-    assert found["ece_scaled"] < 4
-    assert found["temperature"] == pytest.approx(5, rel=0.1)
+    ours = calibrate(*drawn(5_000, 5.0))
+    assert ours["ece"] > 15
+    assert ours["ece_scaled"] < 4
+    assert ours["temperature"] == pytest.approx(5, rel=0.1)
 
 
 def test_each_fold_is_fitted_alone_and_judged_on_the_others():
@@ -68,9 +68,9 @@ def test_each_fold_is_fitted_alone_and_judged_on_the_others():
         rest = np.concatenate([fold for j, fold in enumerate(folds) if j != k])
         t = temperature(labels[folds[k]], scores[folds[k]])
         errors.append(literal_ece(labels[rest], softmax(scores[rest] / t)))
-    found = calibrate(labels, scores)
-    assert found["ece_scaled"] == pytest.approx(np.mean(errors))
-    assert found["ece"] == pytest.approx(literal_ece(labels, softmax(scores)))
+    ours = calibrate(labels, scores)
+    assert ours["ece_scaled"] == pytest.approx(np.mean(errors))
+    assert ours["ece"] == pytest.approx(literal_ece(labels, softmax(scores)))
 
 
 def test_too_few_images_have_no_calibration():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from common.features import Features
 from tests.transfer.test_sweep import split
-from transfer.bench import Problem, make_features
-from transfer.sweep import Part, sweep
+from transfer.sweep import sweep
+from transfer.synthetic import Problem, make_features
 
 pytestmark = pytest.mark.gpu
 
@@ -14,7 +15,7 @@ def test_the_45_values_give_the_cpus_curve_and_accuracy(device):
     """Within four of 800 validation images, as the bounds of both leave the weights a hair apart."""
     problem = Problem(7, noise=2.0, n=4000, test=4000, dim=96)
     x, y = make_features(problem)
-    both, test = Part(x[:4000], y[:4000]), Part(x[4000:], y[4000:])
+    both, test = Features(x[:4000], y[:4000]), Features(x[4000:], y[4000:])
     plain, ours = (sweep(both, *problem.rows, test, "accuracy", device=where) for where in (None, device))
     assert 30 < plain.test < 95
     assert len(ours.val) == 45

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transfer.test_sweep import blobs, hard, newton, split
-from transfer import sweep as module
+from transfer import regularisation
 from transfer.lbfgs import LogisticRegression, inverse_curvature, search
-from transfer.sweep import WEIGHT_DECAYS, Path, noting_convergence, sweep
+from transfer.regularisation import RegularisationPath, noting_convergence
+from transfer.settings import WEIGHT_DECAYS
+from transfer.sweep import sweep
 
 CPU = torch.device("cpu")
 
@@ -47,10 +49,10 @@ def test_features_of_every_size_take_no_more_steps(k):
     assert other.fit(x * torch.as_tensor(size), y)
     assert other.n_iter_[0] < 1.5 * model.n_iter_[0] < 150
     want = newton(x.numpy() * size, part.y, (2 if k == 2 else 1) * 1e-6)[0]
-    found = other.coef_.numpy()
+    weight = other.coef_.numpy()
     if k == 2:
         want = want[1:] - want[:1]
-    np.testing.assert_allclose(found * size, want * size, atol=1e-4)
+    np.testing.assert_allclose(weight * size, want * size, atol=1e-4)
 
 
 def test_a_fit_ends_at_its_bound_or_its_steps_and_begins_where_the_last_ended():
@@ -77,8 +79,8 @@ def test_features_that_are_not_finite_end_a_fit_at_once():
 
 
 def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
-    monkeypatch.setattr(module, "TOL", 1e-9)
-    monkeypatch.setattr(module, "BALANCE", 0.0)
+    monkeypatch.setattr(regularisation, "TOL", 1e-9)
+    monkeypatch.setattr(regularisation, "BALANCE", 0.0)
     both, train, _ = hard()
     precisions, fit = [], LogisticRegression.fit
 
@@ -88,10 +90,10 @@ def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
 
     monkeypatch.setattr(LogisticRegression, "fit", noting)
     x, y = (torch.as_tensor(a[train]) for a in (both.x - both.x.mean(0), both.y))
-    found = Path(x, y, binary=False).fit(10.0)
+    ours = RegularisationPath(x, y, binary=False).fit(10.0)
     assert precisions == [torch.float32, torch.float64]
-    assert found.converged
-    assert found.weight.dtype == torch.float32
+    assert ours.converged
+    assert ours.weight.dtype == torch.float32
 
 
 @given(
@@ -140,15 +142,18 @@ def test_the_two_loops_are_bfgs_update_by_update():
 def test_a_path_of_tensors_is_that_of_arrays():
     both, train, _ = hard()
     x, y = both.x[train] - both.x[train].mean(0), both.y[train]
-    arrays, tensors = Path(x, y, binary=False), Path(torch.as_tensor(x), torch.as_tensor(y), binary=False)
+    arrays, tensors = (
+        RegularisationPath(x, y, binary=False),
+        RegularisationPath(torch.as_tensor(x), torch.as_tensor(y), binary=False),
+    )
     with noting_convergence():
         for wd in [decay for decay in WEIGHT_DECAYS[::-1] if decay >= 1e-2]:
             one, other = arrays.fit(wd), tensors.fit(wd)
             assert one.converged
             assert other.converged
-            want, found = (fit.scores(data) for fit, data in ((one, x), (other, torch.as_tensor(x))))
-            want, found = (scores - scores.mean(1, keepdims=True) for scores in (want, found))
-            assert np.abs(found - want).max() < 0.05 * max(1, np.abs(want).max())
+            want, ours = (fit.scores(data) for fit, data in ((one, x), (other, torch.as_tensor(x))))
+            want, ours = (scores - scores.mean(1, keepdims=True) for scores in (want, ours))
+            assert np.abs(ours - want).max() < 0.05 * max(1, np.abs(want).max())
 
 
 @pytest.mark.parametrize(("metric", "multilabel"), [("accuracy", False), ("mAP11", True)])

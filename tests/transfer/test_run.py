@@ -17,9 +17,10 @@ from common.files import sha256_of_file
 from common.images import ImageFiles
 from common.records import RecordKey, read_records
 from common.run import Folders
+from common.sources import SOURCES, suite
 from tests.transfer import small as small_copies
 from transfer import run
-from transfer.datasets import DATASETS, Recognition, Spec, fifth, load, suite
+from transfer.datasets import load
 from transfer.job import Transfer
 
 
@@ -43,11 +44,11 @@ def house(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    def read(data):
-        both = some(embedded.digits(data, "train"), 120)
-        return Recognition(both, fifth(len(both.labels)), some(embedded.digits(data, "test"), 60))
+    def read(data, split):
+        return some(embedded.digits(data, split), {"train": 120, "test": 60}[split])
 
-    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", size=32, resize=None, profiles=("demo",)))
+    small = replace(SOURCES["digits"], reader=read, splits={"train": 131, "test": 60})
+    monkeypatch.setitem(SOURCES, "digits", small)
 
 
 def command(house, results, *more):
@@ -78,12 +79,11 @@ def test_a_run_leaves_its_record_and_is_not_repeated(house, small, tmp_path, cap
 
 
 def test_one_failure_leaves_the_others_records(house, small, tmp_path, monkeypatch, capsys):
-    def broken(data):
+    def broken(data, split):
         raise UserError("data set folder gone is missing")
 
-    monkeypatch.setitem(DATASETS, "scenes", Spec(broken, "mAP11", profiles=("demo",)))
-    monkeypatch.setattr(DATASETS["digits"].__class__, "settings", "x")
-    monkeypatch.setitem(DATASETS, "buggy", Spec(lambda data: 1 / 0, "accuracy", profiles=("demo",)))
+    monkeypatch.setitem(SOURCES, "scenes", replace(SOURCES["scenes"], reader=broken))
+    monkeypatch.setitem(SOURCES, "buggy", replace(SOURCES["digits"], reader=lambda data, split: 1 / 0))
     with pytest.raises(UserError, match=r"failed: byol on scenes, byol on buggy; the other 1 of 3"):
         run.main(command(house, tmp_path))
     assert (tmp_path / "demo/recognition/byol/digits-seed0.json").is_file()
@@ -105,14 +105,13 @@ def test_user_errors(house, tmp_path):
 
 
 def test_a_class_missing_from_test_is_named(house, small, tmp_path, monkeypatch):
-    def read(data):
-        found = Recognition(*(lambda d: (d, fifth(len(d.labels))))(embedded.digits(data, "train")), None)
-        test = some(embedded.digits(data, "test"), 60)
-        kept = np.flatnonzero(test.labels != 4)
-        test = ImageFiles("t", test.root, [test.paths[k] for k in kept], test.labels[kept], test.classes)
-        return Recognition(found.both, found.val, test)
+    def read(data, split):
+        images = some(embedded.digits(data, split), 60)
+        kept = np.flatnonzero((images.labels != 4) | (split == "train"))
+        return replace(images, paths=[images.paths[k] for k in kept], labels=images.labels[kept])
 
-    monkeypatch.setitem(DATASETS, "digits", Spec(read, "accuracy", size=32, resize=None, profiles=("demo",)))
+    sizes = {split: len(read(house / "data", split).labels) for split in ("train", "test")}
+    monkeypatch.setitem(SOURCES, "digits", replace(SOURCES["digits"], reader=read, splits=sizes))
     missing = sorted(embedded.CLASSES)[4]
     with pytest.raises(UserError, match=f"test set has no image of {missing}"):
         run.main(command(house, tmp_path, "--dataset", "digits"))
@@ -126,12 +125,9 @@ def test_the_command_starts_without_torch():
 @pytest.fixture
 def caltech(tiny, tmp_path, monkeypatch):
     """Let the demo know the tiny Caltech-101, in a place of its own."""
-    copy = tiny("caltech101")
-    monkeypatch.setitem(
-        DATASETS,
-        "caltech101",
-        replace(DATASETS["caltech101"], size=32, resize=32, profiles=("demo",), sizes=copy.sizes),
-    )
+    tiny("caltech101")
+    demo = replace(SOURCES["caltech101"], size=32, resize=32, profiles=("demo",))
+    monkeypatch.setitem(SOURCES, "caltech101", demo)
     return ["--dataset", "caltech101", "--data", str(tmp_path)]
 
 
@@ -192,13 +188,13 @@ def words(house, results, *more):
 
 def test_all_eleven_data_sets_go_through_the_command(small_house, tmp_path, monkeypatch, capsys):
     for name in suite("imagenet"):
-        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], size=32, resize=32))
+        monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], size=32, resize=32))
     run.main(words(small_house, tmp_path, "--workers", "0"))
     records = {r["dataset"]: r for r in read_records(tmp_path, "imagenet")[0]}
     assert list(records) == suite("imagenet")
     for name, record in records.items():
         assert record["variant"] == "any-size"  # no table shows it as the real one
-        assert list(record["metrics"]) == [DATASETS[name].metric]
+        assert list(record["metrics"]) == [SOURCES[name].metric]
         details = record["details"]
         curve = details["sweep"]
         assert curve["weight_decay"] == pytest.approx(np.logspace(-6, 5, 45))
@@ -215,7 +211,7 @@ def test_all_eleven_data_sets_go_through_the_command(small_house, tmp_path, monk
     assert header == suite("imagenet")
     assert row[0] == "tiny"
     assert [float(cell) for cell in row[1:]] == pytest.approx(
-        [records[name]["metrics"][DATASETS[name].metric] for name in header], abs=0.01
+        [records[name]["metrics"][SOURCES[name].metric] for name in header], abs=0.01
     )
 
 
@@ -229,10 +225,10 @@ def test_a_copy_of_another_size_is_reported_and_the_published_one_is_not_mistake
     assert "; until then its records are of the variant any-size\n" in said
     run.main(arguments)
     assert "already done" in capsys.readouterr().out
-    spec = DATASETS["dtd"]
-    found = load("dtd", small_house / "data", any_size=True)
-    sizes = (len(found.train), len(found.val), len(found.test.labels))
-    monkeypatch.setitem(DATASETS, "dtd", replace(spec, classes=len(found.both.classes), sizes=sizes))  # as if restored
+    images = load("dtd", small_house / "data", any_size=True)
+    splits = {"train": len(images.train), "val": len(images.val), "test": len(images.test.labels)}
+    restored = replace(SOURCES["dtd"], classes=len(images.both.classes), splits=splits)
+    monkeypatch.setitem(SOURCES, "dtd", restored)
     run.main(arguments)
     said = capsys.readouterr().out
     assert "already done" not in said

@@ -11,23 +11,29 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from common.errors import UserError
+from common.features import Features
+from transfer import regularisation
 from transfer import sweep as module
 from transfer.metrics import mean_average_precision_11
-from transfer.sweep import WEIGHT_DECAYS, Part, Path, check_labels, inverse, noting_convergence, sweep
+from transfer.regularisation import RegularisationPath, inverse, noting_convergence
+from transfer.settings import WEIGHT_DECAYS
+from transfer.sweep import sweep
 
 
 def blobs(n, seed=0, k=3, spread=0.4, dim=5):
     """Return k separable classes around corners, as float32 features far from the origin."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
-    return Part((2 + 3 * np.eye(k, dim)[y] + spread * rng.standard_normal((n, dim))).astype(np.float32), y)
+    return Features((2 + 3 * np.eye(k, dim)[y] + spread * rng.standard_normal((n, dim))).astype(np.float32), y)
 
 
 def split(train, val, test, multilabel=False, seed=0, **options):
     """Return `sweep`'s first four arguments: train and val interleaved, and test."""
     both, tested = blobs(train + val, seed, **options), blobs(test, seed + 100, **options)
     if multilabel:
-        both, tested = (Part(p.x, np.stack([p.y == 0, p.y == 1, p.y > 0], 1).astype(np.int64)) for p in (both, tested))
+        both, tested = (
+            Features(p.x, np.stack([p.y == 0, p.y == 1, p.y > 0], 1).astype(np.int64)) for p in (both, tested)
+        )
     rows = np.random.default_rng(2).permutation(train + val)
     return both, np.sort(rows[:train]), rows[train:], tested
 
@@ -86,14 +92,14 @@ def test_the_curve_the_choice_and_the_result_are_those_of_the_literal_protocol(k
 )
 def test_selection_takes_the_largest_c_of_the_best(monkeypatch, reached, chosen):
     grid = [1e-2, 1e-1, 1.0, 10.0]
-    fit = Path.fit
+    fit = RegularisationPath.fit
 
     def marked(self, wd):
-        found = fit(self, wd)
-        found.scores = lambda x: np.full((len(x), 3), wd)
-        return found
+        result = fit(self, wd)
+        result.scores = lambda x: np.full((len(x), 3), wd)
+        return result
 
-    monkeypatch.setattr(Path, "fit", marked)
+    monkeypatch.setattr(RegularisationPath, "fit", marked)
     score = lambda labels, scores: reached[grid.index(scores[0, 0])] if len(labels) == 6 else 50  # noqa: E731
     monkeypatch.setitem(module.METRICS, "accuracy", score)
     outcome = sweep(*split(12, 6, 9), "accuracy", grid)
@@ -115,11 +121,11 @@ def test_binary_fits_are_the_two_column_softmax():
         z = x @ w.T + b
         return (logsumexp(z, axis=1) - z[np.arange(40), y]).sum() + wd / 2 * (w**2).sum()
 
-    found = Path(x, y, binary=True).fit(wd)
+    ours = RegularisationPath(x, y, binary=True).fit(wd)
     w = minimize(loss, np.zeros(6), tol=1e-10).x[:4].reshape(2, 2)
-    np.testing.assert_allclose(found.weight[0], w[1] - w[0], atol=1e-3)
-    scores = module.problems_of(y)[0].columns(found.scores(x))
-    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], x @ (w[1] - w[0]) + found.bias[0], atol=1e-2)
+    np.testing.assert_allclose(ours.weight[0], w[1] - w[0], atol=1e-3)
+    scores = module.problems_of(y)[0].columns(ours.scores(x))
+    np.testing.assert_allclose(scores[:, 1] - scores[:, 0], x @ (w[1] - w[0]) + ours.bias[0], atol=1e-2)
 
 
 def test_multilabel_data_get_a_binary_fit_a_class_and_one_weight_decay():
@@ -143,7 +149,7 @@ def test_multilabel_data_get_a_binary_fit_a_class_and_one_weight_decay():
 
 def test_a_shift_of_all_features_changes_nothing():
     data = split(90, 45, 90, spread=2.0)
-    shifted = [Part(p.x + np.float32(3), p.y) if isinstance(p, Part) else p for p in data]
+    shifted = [Features(p.x + np.float32(3), p.y) if isinstance(p, Features) else p for p in data]
     one, other = (sweep(*d, "accuracy", [1e-2, 1.0, 1e2]) for d in (data, shifted))
     assert one.val == pytest.approx(other.val, abs=100 / 45 + 1e-9)
     assert one.test == pytest.approx(other.test, abs=100 / 90 + 1e-9)
@@ -165,14 +171,14 @@ def test_features_are_read_from_a_memory_map_and_left_alone(tmp_path, monkeypatc
     mapped = []
     for name, part in (("both", both), ("test", test)):
         np.save(tmp_path / f"{name}.npy", part.x)
-        mapped.append(Part(np.load(tmp_path / f"{name}.npy", mmap_mode="c"), part.y))
+        mapped.append(Features(np.load(tmp_path / f"{name}.npy", mmap_mode="c"), part.y))
     plain, other = (sweep(b, train, val, t, "accuracy", [1.0]) for b, t in ((both, test), mapped))
     assert (plain.val, plain.test) == (other.val, other.test)
     np.testing.assert_array_equal(mapped[0].x, both.x)
 
 
 def test_unconverged_fits_are_counted_and_silent(monkeypatch):
-    monkeypatch.setattr(module, "MAX_ITER", 3)
+    monkeypatch.setattr(regularisation, "MAX_ITER", 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         outcome = sweep(*split(90, 45, 60, spread=3.0), "accuracy", [1e-6, 1e-5, 1e5])
@@ -199,10 +205,10 @@ def test_what_float32_cannot_resolve_is_fitted_in_float64(monkeypatch):
     monkeypatch.setattr(LogisticRegression, "fit", failing)
     part = blobs(30, spread=2.0)
     with noting_convergence():
-        found = Path(part.x, part.y, binary=False).fit(1.0)
+        ours = RegularisationPath(part.x, part.y, binary=False).fit(1.0)
     assert precisions == [np.float32, np.float64]
-    assert found.converged
-    assert found.weight.dtype == np.float32
+    assert ours.converged
+    assert ours.weight.dtype == np.float32
 
 
 def newton(x, y, decay):
@@ -252,7 +258,7 @@ UNITS = {
 def test_features_in_any_unit_are_fitted_to_the_optimum(units, k, device):
     """The penalty is on the weights of the features as they are given."""
     both, train, val, test = split(150, 100, 200, k=k, spread=3.0, dim=12)
-    both, test = (Part((part.x * UNITS[units]).astype(np.float32), part.y) for part in (both, test))
+    both, test = (Features((part.x * UNITS[units]).astype(np.float32), part.y) for part in (both, test))
     mean = both.x[train].mean(0, dtype=np.float64)
     grid = [float(decay * np.median(UNITS[units]) ** 2) for decay in np.logspace(-3, 4, 15)]
     outcome = sweep(both, train, val, test, "accuracy", grid, device)
@@ -283,18 +289,18 @@ def test_a_stop_far_from_the_optimum_is_no_convergence(monkeypatch, k):
     part = blobs(200, k=k, spread=3.0)
     x = part.x - part.x.mean(0)
     with noting_convergence():
-        start = Path(x, part.y, binary=k == 2).fit(1.0)
+        start = RegularisationPath(x, part.y, binary=k == 2).fit(1.0)
         assert start.converged
         monkeypatch.setattr(LogisticRegression, "fit", stopping)
-        assert not Path(x, part.y, binary=k == 2, start=start).fit(1.0).converged
+        assert not RegularisationPath(x, part.y, binary=k == 2, start=start).fit(1.0).converged
 
 
 def test_a_power_of_256_is_the_same_problem_bit_for_bit():
     both, train, val, test = split(60, 30, 45, spread=2.0)
-    centred = [Part(part.x - both.x.mean(0), part.y) for part in (both, test)]
+    centred = [Features(part.x - both.x.mean(0), part.y) for part in (both, test)]
     grid = [1e-2, 1.0, 1e2]
     one = sweep(centred[0], train, val, centred[1], "accuracy", grid)
-    scaled = [Part(part.x * np.float32(256), part.y) for part in centred]
+    scaled = [Features(part.x * np.float32(256), part.y) for part in centred]
     other = sweep(scaled[0], train, val, scaled[1], "accuracy", [wd * 2**16 for wd in grid])
     assert (one.val, one.test, one.iterations) == (other.val, other.test, other.iterations)
 
@@ -303,7 +309,7 @@ def test_a_warning_is_of_the_thread_that_got_it():
     part, results = blobs(60, spread=3.0), {}
 
     def run(wd, iterations):
-        path = Path(part.x, part.y, binary=False)
+        path = RegularisationPath(part.x, part.y, binary=False)
         path._estimator.set_params(max_iter=iterations)
         results[wd, iterations] = path.fit(wd).converged
 
@@ -327,8 +333,8 @@ def test_an_interrupt_stops_the_other_paths(monkeypatch):
         time.sleep(0.1)
         return original(self, wd)
 
-    original = Path.fit
-    monkeypatch.setattr(Path, "fit", fit)
+    original = RegularisationPath.fit
+    monkeypatch.setattr(RegularisationPath, "fit", fit)
     monkeypatch.setattr(module, "_cores", lambda: 2)
     with pytest.raises(KeyboardInterrupt):
         sweep(*split(30, 15, 15, multilabel=True), "mAP11")
@@ -343,8 +349,8 @@ def test_blas_multiplies_in_all_cores_and_steps_in_one(monkeypatch):
         return of.get("numpy.libs"), of.get("scipy.libs")
 
     seen = []
-    fit = Path.fit
-    monkeypatch.setattr(Path, "fit", lambda self, wd: (seen.append(threads()), fit(self, wd))[1])
+    fit = RegularisationPath.fit
+    monkeypatch.setattr(RegularisationPath, "fit", lambda self, wd: (seen.append(threads()), fit(self, wd))[1])
     monkeypatch.setattr(module, "_cores", lambda: 2)
     before = threads()
     if None in before:
@@ -360,15 +366,15 @@ def test_blas_multiplies_in_all_cores_and_steps_in_one(monkeypatch):
 @settings(max_examples=20, deadline=None)
 def test_a_path_ends_where_a_fit_from_zero_does(seed, log_wd):
     part, wd = blobs(60, seed, spread=3.0), 10**log_wd
-    path = Path(part.x - part.x.mean(0), part.y, binary=False)
+    path = RegularisationPath(part.x - part.x.mean(0), part.y, binary=False)
     for stronger in (1e5, 1e4):
         with noting_convergence():
             path.fit(stronger)
     with noting_convergence():
-        found = path.fit(wd).scores(part.x - part.x.mean(0))
+        ours = path.fit(wd).scores(part.x - part.x.mean(0))
     alone = LogisticRegression(C=1 / wd, tol=1e-10, max_iter=10_000).fit(part.x.astype(np.float64), part.y)
     want = alone.decision_function(part.x)
-    np.testing.assert_allclose(found - found.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
+    np.testing.assert_allclose(ours - ours.mean(1, keepdims=True), want - want.mean(1, keepdims=True), atol=0.05)
 
 
 def hard(n=400, k=5, dim=60):
@@ -376,22 +382,22 @@ def hard(n=400, k=5, dim=60):
     rng = np.random.default_rng(0)
     y = np.arange(n) % k
     x = (rng.standard_normal((k, dim))[y] + 2.5 * rng.standard_normal((n, dim))) * np.arange(1, dim + 1) ** -0.5
-    return Part(x.astype(np.float32), y), np.arange(0, n, 2), np.arange(1, n, 2)
+    return Features(x.astype(np.float32), y), np.arange(0, n, 2), np.arange(1, n, 2)
 
 
 def evaluations(monkeypatch):
     """Return a list that gets the number of function evaluations of every fit from now on."""
     from scipy import optimize
 
-    found, minimize = [], optimize.minimize
+    counted, minimize = [], optimize.minimize
 
     def counting(*args, **kwargs):
         result = minimize(*args, **kwargs)
-        found.append(result.nfev)
+        counted.append(result.nfev)
         return result
 
     monkeypatch.setattr(optimize, "minimize", counting)
-    return found
+    return counted
 
 
 def test_a_fit_starts_where_the_last_two_point_to(monkeypatch):
@@ -399,13 +405,13 @@ def test_a_fit_starts_where_the_last_two_point_to(monkeypatch):
     x, y = both.x[train] - both.x[train].mean(0), both.y[train]
     grid, counted = WEIGHT_DECAYS[::-1], evaluations(monkeypatch)
     with noting_convergence():
-        path = Path(x, y, binary=False)
+        path = RegularisationPath(x, y, binary=False)
         ours = [path.fit(wd) for wd in grid]
         ahead = sum(counted)
         counted.clear()
         last = None
         for wd in grid:
-            last = Path(x, y, binary=False, start=last).fit(wd)
+            last = RegularisationPath(x, y, binary=False, start=last).fit(wd)
     assert ahead < 0.7 * sum(counted), (ahead, sum(counted))
     # The grid's steps are equal; where they are not, the step ahead is in proportion.
     path._last = [(np.log(4.0), np.ones((5, 60)), np.zeros(5)), (np.log(2.0), np.full((5, 60), 2.0), np.ones(5))]
@@ -431,9 +437,9 @@ def test_the_refit_does_not_remember_the_smaller_set(wd, monkeypatch):
     mean = both.x.mean(0, dtype=np.float64)
     exact = LogisticRegression(C=1 / grid[0], tol=1e-13, max_iter=100_000).fit(both.x - mean, both.y)
     want = exact.decision_function(both.x - mean)
-    found = scored[-1] - scored[-1].mean(1, keepdims=True)
+    ours = scored[-1] - scored[-1].mean(1, keepdims=True)
     want -= want.mean(1, keepdims=True)
-    assert np.abs(found - want).max() < 0.05 * np.abs(want).max()
+    assert np.abs(ours - want).max() < 0.05 * np.abs(want).max()
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -443,18 +449,3 @@ def test_features_that_are_not_finite_are_refused():
         for device in (None, torch.device("cpu")):
             with pytest.raises(UserError, match="not finite"):
                 sweep(*data, "accuracy", [1.0], device)
-
-
-def test_check_labels_names_what_is_missing():
-    classes = ["cat", "dog", "fox"]
-    whole, lacking = np.array([0, 1, 2]), np.array([0, 2, 2])
-    check_labels(classes, train=whole, val=lacking, both=whole, test=whole)
-    with pytest.raises(UserError, match="train set has no image of dog"):
-        check_labels(classes, train=lacking, val=whole, both=whole, test=whole)
-    with pytest.raises(UserError, match="test set has no image of dog"):
-        check_labels(classes, train=whole, val=whole, both=whole, test=lacking)
-    many = np.array([[1, 0], [1, 1]])
-    with pytest.raises(UserError, match="every image of the train set is cat"):
-        check_labels(classes[:2], train=many, val=many, both=many, test=many)
-    with pytest.raises(UserError, match="val set has no image of dog"):
-        check_labels(classes[:2], train=1 - np.eye(2, dtype=int), val=many * [1, 0], both=many, test=many)

@@ -1,13 +1,17 @@
-"""Tiny copies of the eleven data sets as the official archives unpack, and what must be read from each."""
+"""Tiny copies of the eleven recognition data sets as the official archives unpack, and what must be read from each."""
 
 import json
 import pickle
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets import Flowers102
+
+from common import readers, sources
+from common.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,7 @@ def dtd(data):
 
 
 def flowers(data):
-    """The labels and ids count from 1; the names are torchvision's own. The readers check MD5: see conftest."""
-    from torchvision.datasets import Flowers102
-
+    """The labels and ids count from 1; the names are torchvision's own. `declare_flowers` declares the MD5."""
     root = data / "flowers-102"
     labels = [77, 1, 102, 1, 77, 3]
     for k in range(len(labels)):
@@ -191,21 +193,19 @@ def sun397(data):
 
 def voc2007(data):
     """Image k shows class k mod 20 and, with all its objects difficult, the class after it."""
-    from transfer.datasets import VOC_CLASSES
-
     root = data / "VOCdevkit" / "VOC2007"
     splits = {"train": [5, 17], "val": [9], "test": [1, 40, 6]}
     for split, numbers in splits.items():
         for number in numbers:
             image(root / "JPEGImages" / f"{number:06d}.jpg", number)
-        for label, name in enumerate(VOC_CLASSES):
+        for label, name in enumerate(readers.VOC_CLASSES):
             flags = [1 if k % 20 == label else 0 if (k + 1) % 20 == label else -1 for k in numbers]
             lines = [f"{k:06d} {flag:2d}" for k, flag in zip(numbers, flags, strict=True)]
             text(root / "ImageSets" / "Main" / f"{name}_{split}.txt", lines)
     base = "VOCdevkit/VOC2007"
     needs = (base, *(f"{base}/ImageSets/Main/{c}_{s}.txt" for c, s in (("aeroplane", "train"), ("tvmonitor", "test"))))
     rows = [np.eye(20, dtype=int)[k % 20].tolist() for k in (1, 40, 6, 5, 17, 9)]
-    return Tiny(list(VOC_CLASSES), (2, 1, 3), rows[:3], f"{base}/JPEGImages/000005.jpg", needs, rows[3:])
+    return Tiny(list(readers.VOC_CLASSES), (2, 1, 3), rows[:3], f"{base}/JPEGImages/000005.jpg", needs, rows[3:])
 
 
 WRITERS = {
@@ -214,6 +214,28 @@ WRITERS = {
 }
 
 
-def write(name: str, data: Path) -> Tiny:
-    """Write the tiny copy of a data set under the data root."""
-    return WRITERS[name](data)
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Return a function that writes the copy of a data set under tmp_path and declares it the published one."""
+
+    def make(name, **options):
+        copy = WRITERS[name](tmp_path, **options)
+        source = SOURCES[name]
+        train, val, test = copy.sizes
+        sizes = copy.sizes if len(source.splits) == 3 else (train + val, test)
+        splits = dict(zip(source.splits, sizes, strict=True))
+        monkeypatch.setitem(SOURCES, name, replace(source, classes=len(copy.classes), splits=splits))
+        if name == "flowers":
+            declare_flowers(tmp_path, monkeypatch)
+        if name == "caltech101":
+            monkeypatch.setattr(readers, "CALTECH_PER_CLASS", 3)
+        return copy
+
+    return make
+
+
+def declare_flowers(data, monkeypatch):
+    """Make the MD5 that torchvision knows those of the files on disk."""
+    for key, (name, _) in list(Flowers102._file_dict.items()):
+        if key != "image":
+            monkeypatch.setitem(Flowers102._file_dict, key, (name, sources.md5_of_file(data / "flowers-102" / name)))

@@ -1,0 +1,1 @@
+from tests.layouts import tiny  # noqa: F401  (a fixture)
