@@ -15,6 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from common.errors import UserError
+from common.sources import SOURCES
+from pretrain import register
+from transfer import datasets
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis", "tools", "tests")
 # Other words in capitals that a number may follow.
@@ -250,6 +255,7 @@ def test_the_method_of_contributing_trains(tmp_path, monkeypatch):
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
+    register()  # before the copy is made, which is forgotten after the test
     monkeypatch.setattr(MODELS, "_module_dict", MODELS.module_dict.copy())
     add_to("pretrain/methods.py")
     file = "pretrain/configs/demo/mean_target.py"
@@ -267,13 +273,8 @@ def test_the_method_of_contributing_trains(tmp_path, monkeypatch):
 
 
 def test_the_data_set_of_contributing_is_read(tmp_path, monkeypatch):
-    from common.download import SOURCES
-    from common.errors import UserError
-    from transfer import datasets
-
-    for table in (datasets.DATASETS, SOURCES):
-        monkeypatch.setitem(table, "fruit", None)  # taken out again after the test
-    add_to("transfer/datasets.py")
+    monkeypatch.setitem(SOURCES, "fruit", None)  # taken out again after the test
+    add_to("common/sources.py")
     with pytest.raises(UserError, match="DATASET=fruit"):
         datasets.load("fruit", tmp_path)
     for part, count in (("train", 5), ("test", 2)):
