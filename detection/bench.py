@@ -15,6 +15,7 @@ from typing import Any
 from common import cli
 from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, device_peak, run_room, write_photos
 from common.config import load_config
+from common.engine.batch import plan_batch
 from detection.train import register
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -38,7 +39,7 @@ def data_wait(device: str = "cpu") -> Found:
     import common.engine.steps  # noqa: F401  (registers the loop)
     from common.embedded import ensure_embedded
     from common.engine.runner import build_runner, set_run
-    from common.mmlab.finetune import fit_to_arch, share
+    from common.mmlab.finetune import fit_to_arch
 
     on_gpu = device == "cuda"
     warm_up, steps = WARM_UP[device], STEPS[device]
@@ -73,7 +74,7 @@ def data_wait(device: str = "cpu") -> Found:
         options = {"train_cfg.max_iters": warm_up + steps, "default_hooks.checkpoint.save_last": False}
         config = load_config(CONFIGS / ("imagenet" if on_gpu else "demo") / "voc.py", data=data, options=options)
         fit_to_arch(config, "resnet50" if on_gpu else "resnet18")
-        share(config, "none")
+        plan_batch(config, 1, 1).apply(config)
         set_run(config, work_dir=data / "run", seed=0)
         runner = build_runner(config, settings="bench")
         times = Times()

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from common.bench import DeviceBenchmark, Found, device_peak, silence, write_photos
 from common.config import load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch
 from common.engine.draws import Draw, mix
 from common.engine.runner import build_runner, set_run
 from pretrain.device_views import DeviceViews, start_device_views, use_device_views
@@ -203,7 +203,7 @@ def cifar_config(device: str, method: str, root: Path) -> Config:
     if device == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang"))):
         config.compile = dict(mode="reduce-overhead")
     use_device_views(config)
-    share_batch(config, "none")
+    plan_batch(config, 1, 1).apply(config)
     return config
 
 

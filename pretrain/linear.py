@@ -12,7 +12,7 @@ from mmengine.config import Config
 from common import cli
 from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
 from common.config import config_sha256, load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.names import checkpoint_name
 from common.records import RecordKey
 from common.run import Subject, start_run
@@ -44,7 +44,8 @@ def evaluate(args: argparse.Namespace, subject: Subject, config: Config) -> None
     config.model.backbone = dict(name=checkpoint.arch)
     work_dir = args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed)
     batch = config.train_dataloader.batch_size
-    shared = share_batch(config, args.launcher)
+    plan = plan_batch(config, *processes(args.launcher))
+    plan.apply(config)
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     with alone_in(work_dir):
         runner = build_runner(
@@ -55,7 +56,7 @@ def evaluate(args: argparse.Namespace, subject: Subject, config: Config) -> None
             overwrite=args.overwrite,
         )
         if runner.rank == 0:
-            print(f"{subject.name}: {shared}", flush=True)
+            print(f"{subject.name}: {plan.said}", flush=True)
         train(runner)
         if runner.rank != 0:
             return

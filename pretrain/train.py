@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from common import cli
 from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
 from common.config import config_sha256, load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.errors import UserError
 from common.names import checkpoint_name
 from pretrain.data import label, use_folder
@@ -65,7 +65,8 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     from pretrain.device_views import start_device_views, use_device_views
 
     batch = config.train_dataloader.batch_size
-    shared = share_batch(config, args.launcher)
+    plan = plan_batch(config, *processes(args.launcher))
+    plan.apply(config)
     if config.train_dataloader.batch_size < 2:
         raise UserError("config: batch normalisation needs at least 2 images a process; raise the batch size")
     if args.stop_on_collapse:
@@ -80,7 +81,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
         runner = build_runner(config, settings=sha, resume=args.resume, overwrite=args.overwrite)
         loader = with_config_mistakes_named(lambda: runner.train_dataloader)
         if runner.rank == 0:
-            print(f"{name}: {shared}", flush=True)
+            print(f"{name}: {plan.said}", flush=True)
         if runner.max_iters == 0:
             raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
         if config.get("device_views"):

@@ -20,7 +20,7 @@ from mmengine.config import Config, ConfigDict
 from common import cli, records
 from common.cli import add_config_arguments, add_scale_arguments, scale_options
 from common.config import config_sha256, load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.errors import UserError
 from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
 from common.names import PROFILES
@@ -42,8 +42,6 @@ RESNETS = {
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
 # The parts of a config that training does not read: under others of these, what was trained is tested again.
 TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
-# What a parameter scheduler counts in iterations.
-STEPS = {"begin", "end", "milestones", "T_max", "total", "every", "step_size", "total_iters"}
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,11 @@ def _evaluate(
     sizes: dict[str, tuple[int, int]] = {}
     for dataset in datasets(config):
         sizes |= task.preflight(dataset, args.runs / "checked")
-    scaled = scale_iterations(config, fixed="train_cfg.max_iters" in args.cfg_options)
-    said = f"{subject.name}: {share(config, args.launcher)}{scaled}"
+    # Each process has the config's workers, as with detectron2: its batch of two costs them the same with any number.
+    fixed = "train_cfg.max_iters" in args.cfg_options
+    plan = plan_batch(config, *processes(args.launcher), fixed=fixed, workers_per_process=True)
+    plan.apply(config)
+    said = f"{subject.name}: {plan.said}"
     set_run(config, work_dir=work_dir, seed=args.seed, launcher=args.launcher)
     with alone_in(work_dir):
         trained = trained_weights(task, work_dir, settings)
@@ -231,43 +232,6 @@ def datasets(config: Config) -> Iterator[ConfigDict]:
     """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
     yield from _leaves(config.train_dataloader.dataset)
     yield from _leaves(config.test_dataloader.dataset)
-
-
-def share(config: Config, launcher: str) -> str:
-    """Do as `common.config.share_batch`, but let each process have the config's `num_workers`, as detectron2 does.
-
-    A process's batch of two images costs its loader the same however many processes there are.
-    """
-    workers = config.train_dataloader.num_workers
-    said = share_batch(config, launcher)
-    config.train_dataloader.num_workers = workers
-    return said
-
-
-def scale_iterations(config: Config, *, fixed: bool) -> str:
-    """Make iterations, milestones and warm-up inverse to the batch where `auto_scale_lr` is on; say what came out.
-
-    Other half of the linear rule of Goyal et al. 2017, whose learning rate `common.config.share_batch` sets
-    afterwards: training sees as many images as planned. `max_iters` stays where it is `fixed`.
-    """
-    scaling, loader = config.get("auto_scale_lr", {}), config.train_dataloader
-    if not scaling.get("enable") or loader.batch_size == scaling.base_batch_size:
-        return f", {config.train_cfg.max_iters} iterations"
-    factor = scaling.base_batch_size / loader.batch_size
-    for schedule in config.param_scheduler:
-        for key in STEPS & schedule.keys():
-            schedule[key] = _times(schedule[key], factor)
-    planned = config.train_cfg.max_iters
-    if fixed:
-        return f", {planned} iterations as asked for, schedule x {factor:g}"
-    config.train_cfg.max_iters = _times(planned, factor)
-    return f", {config.train_cfg.max_iters} iterations = {planned} x {scaling.base_batch_size} / {loader.batch_size}"
-
-
-def _times(steps: Any, factor: float) -> Any:
-    if isinstance(steps, list | tuple):
-        return [_times(step, factor) for step in steps]
-    return max(round(steps * factor), min(steps, 1))
 
 
 def save_weights(runner: "Runner", *, settings: str) -> None:

@@ -16,7 +16,7 @@ import pretrain.methods
 import pretrain.optim
 import pretrain.probe  # noqa: F401  (these register what the configs name)
 from common.config import load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch
 from pretrain.augmentation import build_augmentation
 from pretrain.train import CONFIGS
 from pretrain.views import LabelledView
@@ -80,7 +80,7 @@ def test_cifar_backbone_is_the_variant_of_lightly():
 def optimizer_of(config, batch: int):
     """Build the optimiser as a run with `batch` images in all does."""
     config.train_dataloader.batch_size = batch
-    share_batch(config, "none")
+    plan_batch(config, 1, 1).apply(config)
     model = nn.Module()
     model.backbone, model.predictor = nn.Conv2d(3, 4, 1), nn.Linear(4, 4)
     return build_optim_wrapper(model, config.optim_wrapper)
