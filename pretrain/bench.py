@@ -55,7 +55,7 @@ class Shape(NamedTuple):
     @property
     def config(self) -> Config:
         """The profile's settings of SimSiam."""
-        config = load_config(CONFIGS / self.profile / "simsiam.py", data=Path("data"))
+        config = load_config(CONFIGS / self.profile / "simsiam.py")
         config.train_dataloader.batch_size = self.batch
         return config
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.cli import add_options_argument
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.errors import UserError
 from common.records import RecordKey
 from common.run import Subject, start_run
@@ -147,8 +147,9 @@ def bank_and_queries(checkpoint: "Checkpoint", settings: Any, cache: Path) -> "t
 
 def evaluate(args: argparse.Namespace, subject: Subject, config: "Config") -> None:
     """Evaluate one checkpoint and write its record."""
+    sha = config_sha256(config)
+    config = join_data(config, args.data_root or args.data)
     settings = config.evaluation
-    sha = config_sha256(config, data=args.data_root or args.data)
     key = RecordKey(args.profile, "knn", subject.name, label(settings["images"]), args.seed)
     run = start_run(key, subject, config_sha256=sha, results=args.results)
     if run is None:
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="this ImageFolder's train/ as the bank, val/ as queries")
     args = parser.parse_args(argv)
     cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
-    config = load_config(CONFIGS / args.profile / "knn.py", data=args.data, options=args.cfg_options)
+    config = load_config(CONFIGS / args.profile / "knn.py", options=args.cfg_options)
     if args.data_root is not None:
         use_folder(config, args.data_root)
     for subject in cli.subjects(args):

@@ -11,19 +11,23 @@ from mmengine.config import Config
 
 from common import cli
 from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.engine.batch import plan_batch, processes
+from common.keys import check_keys
 from common.names import checkpoint_name
 from common.records import RecordKey
 from common.run import Subject, start_run
 from pretrain.data import label, use_folder
+from pretrain.train import register
 
 CONFIGS = Path(__file__).parent / "configs"
+BACKBONE = {"model.backbone": "choose it by METHOD or CHECKPOINT (--method, --checkpoint)"}
 
 
 def evaluate(args: argparse.Namespace, subject: Subject, config: Config) -> None:
     """Train and test the classifier on one checkpoint and write its record: top-1 and top-5, last and best."""
-    sha = config_sha256(config, data=args.data_root or args.data)
+    sha = config_sha256(config)
+    config = join_data(config, args.data_root or args.data)
     data = label(config.train_dataloader.dataset.images)
     run = start_run(
         RecordKey(args.profile, "linear", subject.name, data, args.seed),
@@ -38,7 +42,9 @@ def evaluate(args: argparse.Namespace, subject: Subject, config: Config) -> None
     from common.engine.runner import alone_in, build_runner, set_run, train
     from common.features import pick_device
     from common.files import sha256_of_text
-    from pretrain import loop, optim, probe, views  # noqa: F401  (these register what the configs name)
+    from pretrain import probe
+
+    check_keys(config, name="linear", register=register)
 
     checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
     config.model.backbone = dict(name=checkpoint.arch)
@@ -90,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)
     for subject in cli.subjects(args):
         options = {**scale_options(args), **args.cfg_options}
-        config = load_config(CONFIGS / args.profile / "linear.py", data=args.data, options=options)
+        config = load_config(
+            CONFIGS / args.profile / "linear.py", options=options, register=register, set_by_command=BACKBONE
+        )
         if args.data_root is not None:
             use_folder(config, args.data_root)
         evaluate(args, subject, config)

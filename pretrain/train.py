@@ -4,15 +4,16 @@ make pretrain METHOD=simsiam_gsg PROFILE=demo
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.cli import add_config_arguments, add_deterministic_argument, add_scale_arguments, scale_options
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.engine.batch import plan_batch, processes
 from common.errors import UserError
+from common.keys import check_keys
 from common.names import checkpoint_name
 from pretrain.data import label, use_folder
 from pretrain.export import check_replaceable, export_backbone, is_exported
@@ -30,10 +31,10 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     """
     method, _, ablation = name.partition("-")
     path = CONFIGS / args.profile / f"{method}.py"
-    changes = load_config(CONFIGS / "ablation" / f"{ablation}.py", data=args.data).to_dict() if ablation else {}
+    changes = load_config(CONFIGS / "ablation" / f"{ablation}.py").to_dict() if ablation else {}
     if {"guide", "views"} & changes.get("model", {}).keys() and not method.endswith("_gsg"):
         raise UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")
-    config = load_config(path, data=args.data, options={**changes, **scale_options(args), **args.cfg_options})
+    config = load_config(path, options={**changes, **scale_options(args), **args.cfg_options}, register=register)
     if args.skip_corrupt:
         config.train_dataloader.dataset.skip_corrupt = True
     if args.device_views:
@@ -47,7 +48,8 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     """Train one method, unless its export is there already, and export its online backbone."""
     name = checkpoint_name(method, args.seed)
     config = method_config(args, method)
-    sha = config_sha256(config, data=args.data_root or args.data)
+    sha = config_sha256(config)
+    config = join_data(config, args.data_root or args.data)
     path = args.checkpoints / args.profile / f"{name}.pth"
     if is_exported(path, config_sha256=sha, seed=args.seed):
         print(f"already done: {path}", flush=True)
@@ -55,11 +57,7 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
     check_replaceable(path, config_sha256=sha, seed=args.seed, overwrite=args.overwrite)
     work_dir = args.runs / args.profile / "pretrain" / name
 
-    import pretrain.hooks
-    import pretrain.loop
-    import pretrain.methods
-    import pretrain.optim
-    import pretrain.views  # noqa: F401  (these register what the configs name)
+    check_keys(config, name=method, register=register)
     from common.engine.processes import unwrapped
     from common.engine.runner import alone_in, build_runner, set_run, train, with_config_mistakes_named
     from pretrain.device_views import start_device_views, use_device_views
@@ -104,6 +102,19 @@ def pretrain(args: argparse.Namespace, method: str) -> None:
                 config_sha256=sha,
             )
             print(f"exported the online backbone: {path}", flush=True)
+
+
+def register() -> Mapping[str, Any]:
+    """Make what the room's configs name known to mmengine's registries. Return the augmentations, which are in none."""
+    import pretrain.hooks
+    import pretrain.loop
+    import pretrain.methods
+    import pretrain.optim
+    import pretrain.probe
+    import pretrain.views  # noqa: F401
+    from pretrain.augmentation import AUGMENTATIONS
+
+    return AUGMENTATIONS
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,10 +19,11 @@ from mmengine.config import Config, ConfigDict
 
 from common import cli, records
 from common.cli import add_config_arguments, add_scale_arguments, scale_options
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.engine.batch import plan_batch, processes
 from common.errors import UserError
 from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
+from common.keys import check_keys
 from common.names import PROFILES
 from common.run import Run, Subject, start_run
 
@@ -40,6 +41,11 @@ RESNETS = {
 }
 
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
+# What follows from the checkpoint.
+BACKBONE = dict.fromkeys(
+    ("model.backbone.depth", "model.neck.in_channels", "model.decode_head.in_channels"),
+    "choose another backbone by METHOD or CHECKPOINT (--method, --checkpoint)",
+)
 # The parts of a config that training does not read: under others of these, what was trained is tested again.
 TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
 
@@ -84,10 +90,10 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
         raise UserError(f"profile {args.profile} has no {task.name}; choose PROFILE from {known}")
     options = {**task.options, **scale_options(args), **args.cfg_options}
     path = task.configs / args.profile / f"{task.dataset}.py"
-    config = load_config(path, data=args.data, options=options)
-    sha256 = config_sha256(config, data=args.data)
+    config = load_config(path, options=options, register=task.register, set_by_command=BACKBONE)
+    sha256 = config_sha256(config)
     training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
-    training_sha256 = config_sha256(Config(training), data=args.data)
+    training_sha256 = config_sha256(Config(training))
     stem = task.dataset if task.variant is None else f"{task.dataset}-{task.variant}"
     todo = []
     for subject in cli.subjects(args):
@@ -106,7 +112,7 @@ def evaluate_all(task: Task, args: argparse.Namespace) -> None:
         if run is not None:
             todo.append((subject, run, work_dir))
     for subject, run, work_dir in todo:
-        config = load_config(path, data=args.data, options=options)
+        config = join_data(load_config(path, options=options, register=task.register), args.data)
         settings = sha256_of_text(training_sha256, run.checkpoint_sha256)
         _evaluate(task, args, config, subject, run, work_dir, settings)
 
@@ -120,8 +126,7 @@ def _evaluate(
     work_dir: Path,
     settings: str,
 ) -> None:
-    task.register()
-    import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
+    check_keys(config, name=f"{task.dataset}.py", register=task.register)
     from common.checkpoint import load_checkpoint
     from common.embedded import ensure_embedded
     from common.engine.runner import (

@@ -29,7 +29,7 @@ def write(tmp_path):
 
 def refusal(path, **options):
     with pytest.raises(UserError) as caught:
-        load_config(path, data=Path("data"), **options)
+        load_config(path, **options)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -67,7 +67,7 @@ def test_a_config_that_does_not_run_is_one_line_with_its_name(write, text, says)
 
 
 def test_options_override_nested_entries(write):
-    config = load_config(write(), data=Path("data"), options={"train_cfg.max_epochs": 7, "model.width": 8})
+    config = load_config(write(), options={"train_cfg.max_epochs": 7, "model.width": 8})
     assert config.train_cfg == {"by_epoch": True, "max_epochs": 7}
     assert config.model.width == 8
 
@@ -80,16 +80,16 @@ def test_the_data_root_is_filled_in_without_a_word(write, capfd):
 @pytest.mark.parametrize("data", ["/elsewhere", "a", ".", "r", "other/data"])
 def test_the_hash_does_not_depend_on_the_data_root(write, data):
     path = write()
-    hashes = {config_sha256(load_config(path, data=Path(d)), data=Path(d)) for d in ("data", data)}
+    hashes = {config_sha256(load_config(path), data=Path(d)) for d in ("data", data)}
     assert len(hashes) == 1
 
 
 @pytest.mark.parametrize("options", [{"model.width": 5}, {"model.root": "data/scenes"}, {"train_cfg.new": None}])
 def test_the_hash_depends_on_the_settings(write, options):
     path, data = write(), Path("data")
-    before = config_sha256(load_config(path, data=data), data=data)
-    assert config_sha256(load_config(path, data=data), data=data) == before
-    assert config_sha256(load_config(path, data=data, options=options), data=data) != before
+    before = config_sha256(load_config(path), data=data)
+    assert config_sha256(load_config(path), data=data) == before
+    assert config_sha256(load_config(path, options=options), data=data) != before
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_the_hash_depends_on_the_settings(write, options):
 )
 def test_a_value_that_makes_no_sense_is_named(config, key, value, wanted):
     path = Path(config_module.__file__).parents[1] / config
-    assert load_config(path, data=Path("data"))
+    assert load_config(path)
     with pytest.raises(UserError) as caught:
-        load_config(path, data=Path("data"), options={key: value})
+        load_config(path, options={key: value})
     assert str(caught.value) == f"config {path.name}: {key} is {value!r}; choose {wanted}"
 
 

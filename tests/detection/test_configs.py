@@ -20,7 +20,7 @@ COCO_SIDES = (640, 672, 704, 736, 768, 800)
 
 
 def imagenet(dataset: str, **options: Any) -> Config:
-    return load_config(CONFIGS / "imagenet" / f"{dataset}.py", data=Path("data"), options=options)
+    return load_config(CONFIGS / "imagenet" / f"{dataset}.py", options=options)
 
 
 @cache
@@ -107,7 +107,7 @@ def test_coco_is_train2017_to_val2017() -> None:
         "val2017/",
     )
     assert train.filter_cfg == {"filter_empty_gt": True}
-    assert config.test_evaluator == {"type": "COCOAP", "ann_file": "data/coco/annotations/instances_val2017.json"}
+    assert config.test_evaluator == {"type": "COCOAP", "ann_file": "coco/annotations/instances_val2017.json"}
 
 
 @pytest.mark.parametrize(

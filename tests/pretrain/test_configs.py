@@ -1,7 +1,6 @@
 """The eight configurations of the paper, against numbers typed from the appendix and PROTOCOLS 1 and 2."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +26,7 @@ EVERY = sorted(CONFIGS.glob("[!_]*/*.py"))
 
 
 def config_of(profile: str, method: str):
-    return load_config(CONFIGS / profile / f"{method}.py", data=Path("data"))
+    return load_config(CONFIGS / profile / f"{method}.py")
 
 
 def model_of(config) -> nn.Module:
@@ -37,7 +36,7 @@ def model_of(config) -> nn.Module:
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_config_parses_and_has_only_known_keys(path):
-    assert load_config(path, data=Path("data"))
+    assert load_config(path)
 
 
 @pytest.mark.parametrize(("profile", "method"), PAPER)

@@ -25,7 +25,7 @@ def test_depth_and_channels_follow_the_checkpoint(part: str, arch: str, depth: i
     ("path", "each"), [("detection/configs/imagenet/coco.py", 2), ("segmentation/configs/imagenet/ade20k.py", 1)]
 )
 def test_each_process_has_four_workers(path: str, each: int) -> None:
-    config = load_config(Path(path), data=Path("data"), options={"train_dataloader.batch_size": 8 * each})
+    config = load_config(Path(path), options={"train_dataloader.batch_size": 8 * each})
     plan_batch(config, 8, 8, workers_per_process=True).apply(config)
     loaders = config.train_dataloader, config.test_dataloader
     assert [loader.num_workers for loader in loaders] == [4, 4]
@@ -36,7 +36,7 @@ def test_each_process_has_four_workers(path: str, each: int) -> None:
 
 @pytest.mark.parametrize("path", ["detection/configs/demo/voc.py", "segmentation/configs/demo/ade20k.py"])
 def test_the_demo_needs_no_workers(path: str) -> None:
-    config = load_config(Path(path), data=Path("data"))
+    config = load_config(Path(path))
     plan_batch(config, 1, 1, workers_per_process=True).apply(config)
     assert config.train_dataloader.num_workers == 0
     assert not config.train_dataloader.persistent_workers  # torch refuses them
