@@ -143,7 +143,7 @@ def _unread(value: Any, known: Any, key: str, types: _Types) -> Iterator[tuple[s
     cheap = row and "type" not in value and not any(":" in word for word in row)  # nothing need be imported
     if new := [name for name in value if cheap or name not in before]:
         readable = _readable(value, row, key, types)
-        yield from ((f"{key}{name}", readable | before.keys()) for name in new if name not in readable)
+        yield from ((f"{key}{name}", readable) for name in new if name not in readable)
     for name, item in value.items():
         yield from _unread(item, before.get(name), f"{key}{name}.", types)
 

@@ -22,7 +22,6 @@ from pretrain.views import LabelledView
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
 PAPER = [(profile, method) for profile in ("imagenet", "cifar10") for method in METHODS]
-EVERY = sorted(CONFIGS.glob("[!_]*/*.py"))
 
 
 def config_of(profile: str, method: str):
@@ -32,11 +31,6 @@ def config_of(profile: str, method: str):
 def model_of(config) -> nn.Module:
     with torch.device("meta"):
         return MODELS.build(config.model)
-
-
-@pytest.mark.parametrize("path", EVERY, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_config_parses_and_has_only_known_keys(path):
-    assert load_config(path)
 
 
 @pytest.mark.parametrize(("profile", "method"), PAPER)
