@@ -1,78 +1,144 @@
 """mmengine config files: loading, overriding, checking and hashing, without importing torch."""
 
-import difflib
 import math
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config import config as parser_module
 
 from common.errors import UserError
 from common.files import sha256_of_text
+from common.keys import PLAIN, Register, check_keys
 
-RUNNER_KEYS = frozenset(
-    """model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr
-    optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor
-    load_from resume launcher env_cfg log_processor log_level visualizer default_scope randomness
-    experiment_name compile find_unused_parameters sync_bn model_wrapper_cfg""".split()
-)
-
-# Keys that this project reads, and names that the base configs of mmdet and mmseg give to shared values.
-OUR_KEYS = frozenset("evaluation dataset_name arch channels_last device_views".split())
-
-SHARED_VALUES = frozenset(
-    "data_root dataset_type norm_cfg crop_size classes metainfo scales resize train_pipeline test_pipeline".split()
-)
-
-# What the values of these keys must be, wherever in a config they stand: without it they would still give numbers.
-_LEAST = {  # of whole numbers
-    **dict.fromkeys(("batch_size", "base_batch_size", "max_epochs", "max_iters", "accumulate", "k"), 1),
-    **dict.fromkeys(("num_views", "num_classes", "layers", "dim", "hidden_dim"), 1),
-    **dict.fromkeys(("num_workers", "workers"), 0),
+# What an option cannot change, and what does: names that config files give to values of several entries, which nothing
+# reads once the file is loaded, and entries that the commands set.
+SHARED_VALUES = {
+    "data_root": "set train_dataloader.dataset.data_root and test_dataloader.dataset.data_root",
+    "metainfo": "set train_dataloader.dataset.metainfo and test_dataloader.dataset.metainfo",
+    "norm_cfg": "set model.backbone.norm_cfg and model.decode_head.norm_cfg",
+    "scales": "set train_dataloader.batch_sampler.scales and test_dataloader.dataset.pipeline",
+    "train_pipeline": "set train_dataloader.dataset.pipeline",
+    "test_pipeline": "set test_dataloader.dataset.pipeline",
+}
+SET_BY_COMMANDS = {
+    "experiment_name": "choose another folder by --runs",
+    "launcher": "choose it by LAUNCHER=torchrun or slurm (--launcher)",
+    "load_from": "choose other weights by CHECKPOINT=path NAME=label (--checkpoint, --name)",
+    "randomness.seed": "choose it by SEED=n (--seed n)",
+    "resume": "add RESUME=1 (--resume)",
+    "work_dir": "choose another folder by --runs",
 }
 
+# What the values of these keys must be, wherever in a config they stand: without it they would still give numbers, or
+# fail late.
+_LEAST = {  # of whole numbers
+    **dict.fromkeys(("batch_size", "base_batch_size", "max_epochs", "max_iters", "accumulate", "k", "interval"), 1),
+    **dict.fromkeys(
+        (
+            "num_views",
+            "num_classes",
+            "layers",
+            "dim",
+            "hidden_dim",
+            "val_interval",
+            "size",
+            "resize",
+            "num",
+            "max_per_img",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        ("channels", "out_channels", "feat_channels", "fc_out_channels", "end", "T_max", "total", "every"), 1
+    ),
+    **dict.fromkeys(("num_workers", "workers", "begin"), 0),
+}
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
     "lr": ("a number from 0 on", lambda value: value >= 0),
     "weight_decay": ("a number from 0 on", lambda value: value >= 0),
     "max_norm": ("a number above 0", lambda value: value > 0),
-    "momentum": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "frozen_stages": ("a whole number from -1 to 4", range(-1, 5).__contains__),
+    **dict.fromkeys(
+        ("momentum", "p", "prob", "pos_fraction", "score_thr", "iou_threshold"),
+        ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    ),
 }
+_BOOLEANS = "channels_last device_views deterministic enable persistent_workers pin_memory drop_last shuffle stop "
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_BOOLEANS.split(), (True, False)),
+    **dict.fromkeys(("compile", "chosen_only", "skip_corrupt", "nesterov", "save_last"), (True, False)),
+    "compile.mode": ("default", "reduce-overhead", "max-autotune"),
+    "dtype": (None, "float16", "bfloat16"),
+    "interpolation": ("bilinear", "bicubic"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+    "mp_start_method": ("fork", "forkserver", "spawn"),
+    "split": ("train", "test"),
+    "sync_bn": (None, "torch"),
+    "test_cfg.mode": ("whole", "slide"),
+}
+_DICTS = frozenset("auto_scale_lr clip_grad env_cfg mp_cfg paramwise_cfg randomness test_cfg val_cfg".split())
+# Dicts for which None may stand.
+_OPTIONAL = re.compile(r"default_hooks\.(checkpoint|logger)|.*\b(predictor|init_cfg|filter_cfg|clip_grad)").fullmatch
 
-_DATA = "GSG_DATA"  # configs write the data root as "{{$GSG_DATA:data}}"
 
+def load_config(
+    path: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    register: Register = dict,
+    set_by_command: Mapping[str, str] | None = None,
+) -> Config:
+    """Return the config file with `options` (dotted key -> value) merged in; its data paths start from the data root.
 
-def load_config(path: Path, *, data: Path, options: dict[str, Any] | None = None) -> Config:
-    """Return the config file with `options` (dotted key -> value) merged in.
-
-    Raises UserError for a file that is missing or does not parse, for a key that nothing reads, and for a value that
-    makes no sense.
+    `register` is called only if an option adds a key to an entry with a `type`. `set_by_command` adds to
+    SET_BY_COMMANDS. Raises UserError for a file that is missing or does not parse, for a key that nothing reads, for an
+    option without effect and for a value that makes no sense.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.py"))) or "none"
         raise UserError(f"config {path} does not exist; {path.parent} holds: {known}")
-    os.environ[_DATA] = str(data)
     try:
-        with _no_notices():
-            config = Config.fromfile(path, format_python_code=False)  # yapf takes 0.2 s a time
-        config.merge_from_dict(options or {})
+        config = Config.fromfile(path, format_python_code=False)  # yapf takes 0.2 s a time
     except Exception as error:  # a config is a program: it fails in any way
         raise UserError(f"config {path}: {type(error).__name__}: {_first_line(error)}") from None
-    readable = RUNNER_KEYS | OUR_KEYS | SHARED_VALUES
-    for key in config:
-        if key not in readable:
-            close = difflib.get_close_matches(key, readable, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "remove it"
-            raise UserError(f"config {path.name}: nothing reads the key '{key}'; {hint}")
-    for key, value in _entries(config.to_dict()):
-        if wanted := _wanted(key.rpartition(".")[2], value):
-            raise UserError(f"config {path.name}: {key} is {value!r}; choose {wanted}")
+    options = dict(options or {})
+    _refuse_idle(path.name, config, options, set_by_command or {})
+    for name in SHARED_VALUES.keys() & config.keys():
+        config.pop(name)
+    before = config.to_dict()
+    try:
+        config.merge_from_dict(options)
+    except (TypeError, KeyError) as error:
+        said = "an entry on its way is not a dict" if isinstance(error, TypeError) else str(error).strip("'\"")
+        raise UserError(f"config {path.name}: {', '.join(options)}: {said}; correct --cfg-options") from None
+    after = config.to_dict()
+    check_keys(config, name=path.name, register=register, known=before)
+    _check_values(path.name, before, after)
     return config
+
+
+def _refuse_idle(name: str, config: Config, options: dict[str, Any], set_by_command: Mapping[str, str]) -> None:
+    """Raise UserError for an option that cannot change what the command does with `config`."""
+    # Only mmengine's Runner reads more than the file says, and it knows no evaluation.
+    unread = {"evaluation"} if "model" in config else set(PLAIN[""].split())
+    remedies = {**dict.fromkeys(unread - config.keys(), "remove it"), **SHARED_VALUES, **SET_BY_COMMANDS}
+    for entry, remedy in {**remedies, **set_by_command}.items():
+        for key in options:
+            if f"{key}.".startswith(f"{entry}."):
+                raise UserError(f"config {name}: the option {key} has no effect; {remedy}")
+
+
+def _check_values(name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raise UserError for a value of `after` that makes no sense, or is of another kind than in `before`."""
+    for key, value in _entries(after):
+        if wanted := _wanted(key, value):
+            raise UserError(f"config {name}: {key} is {value!r}; choose {wanted}")
+    for key, old, new in _changes_of_kind(before, after):
+        example = f", as {old!r} is" if not isinstance(old, dict | list) else ""
+        raise UserError(f"config {name}: {key} is {new!r}; choose {_kind(old)}{example}")
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -85,30 +151,70 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _wanted(name: str, value: Any) -> str | None:
+def _wanted(key: str, value: Any) -> str | None:
     """Return in words what the value of a key must be, if it is not that."""
+    *before, name = key.split(".")
+    if name == "resize" and value is None:
+        return None
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name in _LEAST and not (number and isinstance(value, int) and value >= _LEAST[name]):
         return f"a whole number from {_LEAST[name]} on"
-    if name in _NUMBERS and value is not None and not (number and _NUMBERS[name][1](value)):
+    if name in _NUMBERS and not (number and _NUMBERS[name][1](value)):
         return _NUMBERS[name][0]
+    if name in _DICTS and value is not None:
+        return "a dict"
+    choices = _CHOICES.get(".".join([*before[-1:], name])) or _CHOICES.get(name)
+    if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
+        return " or ".join(map(str, choices))
     return None
 
 
-def config_sha256(config: Config, *, data: Path) -> str:
-    """Return the hash of the settings; where the data lies on this machine does not count."""
-    return sha256_of_text(Config(_rooted(config.to_dict(), str(data)), format_python_code=False).pretty_text)
+def _changes_of_kind(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, old, new) of every value of another kind than before. None is of any kind but a dict's."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() & new.keys():
+            yield from _changes_of_kind(old[name], new[name], f"{key}.{name}" if key else name)
+    elif new is None:
+        if isinstance(old, dict) and not _OPTIONAL(key):
+            yield key, old, new
+    elif _kind(old) not in (None, _kind(new)):
+        # Many options take one number or several.
+        if not (_kind(old) == "a number" and _kind(new) == "a list") and not key.endswith("resize"):
+            yield key, old, new
+    elif _kind(old) == "a list":
+        for number, (one, other) in enumerate(zip(old, new, strict=False)):
+            yield from _changes_of_kind(one, other, f"{key}.{number}")
 
 
-def _rooted(value: Any, root: str) -> Any:
-    """Return the settings with every path under `root` as if the root were `data`."""
-    if isinstance(value, dict):
-        return {key: _rooted(item, root) for key, item in value.items()}
+def _kind(value: Any) -> str | None:
+    """Return the kind of a value in words."""
+    words = {"True or False": bool, "a dict": dict, "a word": str, "a number": int | float, "a list": list | tuple}
+    return next((kind for kind, types in words.items() if isinstance(value, types)), None)
+
+
+def config_sha256(config: Config) -> str:
+    """Return the hash of the settings, before `join_data`: where the data lies on this machine does not count."""
+    return sha256_of_text(Config(config.to_dict(), format_python_code=False).pretty_text)
+
+
+def join_data(config: Config, data: Path) -> Config:
+    """Return a copy of `config` whose data paths, which are relative to the data root, start with `data`.
+
+    They are the values of `root` and `data_root`, and of an evaluator's `ann_file`; an absolute path stays as it is.
+    """
+    return Config(_joined(config.to_dict(), data), filename=config.filename, format_python_code=False)
+
+
+def _joined(value: Any, data: Path) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_rooted(item, root) for item in value)
-    if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
-        return f"data{value.removeprefix(root)}"
-    return value
+        return type(value)(_joined(item, data) for item in value)
+    if not isinstance(value, dict):
+        return value
+    paths = {"root", "data_root"} | ({"ann_file"} if "data_root" not in value else set())
+    return {
+        key: str(data / item) if key in paths and isinstance(item, str) else _joined(item, data)
+        for key, item in value.items()
+    }
 
 
 def mistake_in(error: Exception) -> str | None:
@@ -128,17 +234,6 @@ def mistake_in(error: Exception) -> str | None:
     if isinstance(error, KeyError) and "is not in the" in text:
         return f"config: {text.strip(chr(34))}".split(". Please")[0] + "; correct the `type`"
     return None
-
-
-@contextmanager
-def _no_notices() -> Iterator[None]:
-    """Silence the parser: it announces each use of the variable, through a logger that imports torch."""
-    announce = parser_module.print_log
-    parser_module.print_log = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        parser_module.print_log = announce
 
 
 def _first_line(error: Exception) -> str:

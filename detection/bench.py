@@ -18,11 +18,12 @@ from mmengine.hooks import Hook
 
 from common import cli
 from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, device_peak, run_room, write_photos
-from common.config import load_config
+from common.config import join_data, load_config
 from common.embedded import ensure_embedded
+from common.engine.batch import plan_batch
 from common.engine.runner import build_runner, set_run
 from common.mmlab import ops
-from common.mmlab.finetune import fit_to_arch, share
+from common.mmlab.finetune import fit_to_arch
 from detection import register
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -71,9 +72,10 @@ def data_wait(device: str = "cpu") -> Found:
         used = device_peak("cuda" if on_gpu else "cpu")
         # The last step's time would otherwise be that of saving, too.
         options = {"train_cfg.max_iters": warm_up + steps, "default_hooks.checkpoint.save_last": False}
-        config = load_config(CONFIGS / ("imagenet" if on_gpu else "demo") / "voc.py", data=data, options=options)
+        config = load_config(CONFIGS / ("imagenet" if on_gpu else "demo") / "voc.py", options=options)
+        config = join_data(config, data)
         fit_to_arch(config, "resnet50" if on_gpu else "resnet18")
-        share(config, "none")
+        plan_batch(config, 1, 1).apply(config)
         set_run(config, work_dir=data / "run", seed=0)
         runner = build_runner(config, settings="bench")
         times = Times()

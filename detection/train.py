@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
+from common.keys import check_keys
 from common.mmlab import jobs
 from common.run import Measured, todo
 from common.sources import make_data
@@ -32,7 +33,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     from common.mmlab.finetune import Finetune
     from detection import annotations, predictions
 
-    register()
+    check_keys(job.config, name=job.title, register=register)
     run, dataset = Finetune(job), job.key.dataset
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "detection",
         args.dataset,
         configs=Path(__file__).parent / "configs",
+        register=register,
         variant="frozen" if args.frozen else None,
         options=FROZEN if args.frozen else {},
         products=lambda work_dir: [work_dir / PREDICTIONS],

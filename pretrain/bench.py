@@ -29,7 +29,7 @@ import pretrain.optim  # noqa: F401  (these register what the configs name)
 from common import cli
 from common.bench import Benchmark, peak_memory, run_room, silence
 from common.config import load_config
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch
 from common.engine.processes import keep_freed_memory
 from common.engine.runner import build_runner, set_run
 from pretrain.bench_device import BYOL, CHOSEN, DEVICE_BENCHMARKS, FRESH, SHARED, SIMSIAM
@@ -55,7 +55,7 @@ class Shape(NamedTuple):
     @property
     def config(self) -> Config:
         """The profile's settings of SimSiam."""
-        config = load_config(CONFIGS / self.profile / "simsiam.py", data=Path("data"))
+        config = load_config(CONFIGS / self.profile / "simsiam.py")
         config.train_dataloader.batch_size = self.batch
         return config
 
@@ -201,7 +201,7 @@ def _settings(shape: Shape, root: Path) -> Config:
     config.train_dataloader.num_workers = 0
     config.train_cfg.max_epochs = 1
     config.custom_hooks = []
-    share_batch(config, "none")
+    plan_batch(config, 1, 1).apply(config)
     return config
 
 

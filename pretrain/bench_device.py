@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common.bench import DeviceBenchmark, Found, device_peak, silence, write_photos
-from common.config import load_config
-from common.engine.batch import share_batch
+from common.config import join_data, load_config
+from common.engine.batch import plan_batch
 from common.engine.draws import Draw, mix
 from common.engine.runner import build_runner, set_run
 from pretrain.device_views import DeviceViews, start_device_views, use_device_views
@@ -91,7 +91,7 @@ Step = Callable[[], Any]
 def step_of(device: str, changes: dict[str, Any]) -> Step:
     """Return a training step of the profile's SimSiam with `changes`, in bf16 and channels-last, on fixed images."""
     start_as_runner()
-    config = load_config(CONFIGS / SIZES[device].profile / "simsiam.py", data=Path("data"))
+    config = load_config(CONFIGS / SIZES[device].profile / "simsiam.py")
     config.optim_wrapper.dtype = "bfloat16"
     model = MODELS.build(config.model | changes).train().to(device, memory_format=torch.channels_last)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
@@ -108,7 +108,7 @@ def step_of(device: str, changes: dict[str, Any]) -> Step:
 def supervised_step(device: str) -> Step:
     """Return a step of supervised training of the same backbone in plain PyTorch, in bf16 and channels-last."""
     start_as_runner()
-    name = load_config(CONFIGS / SIZES[device].profile / "simsiam.py", data=Path("data")).model.backbone.name
+    name = load_config(CONFIGS / SIZES[device].profile / "simsiam.py").model.backbone.name
     model = timm.create_model(name, num_classes=1000).train().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     images = images_of(device)
@@ -194,7 +194,7 @@ class EpochSeconds(Hook):
 def cifar_config(device: str, method: str, root: Path) -> Config:
     """Return the settings of CIFAR-10 with device views, batch 512, bf16, channels-last; images in `root` stand in."""
     sizes = SIZES[device]
-    config = load_config(CONFIGS / "cifar10" / f"{method}.py", data=root)
+    config = join_data(load_config(CONFIGS / "cifar10" / f"{method}.py"), root)
     config.train_dataloader.batch_size = sizes.cifar_batch
     config.model.backbone.name = sizes.cifar_backbone
     config.optim_wrapper.dtype, config.channels_last = "bfloat16", True
@@ -203,7 +203,7 @@ def cifar_config(device: str, method: str, root: Path) -> Config:
     if device == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang"))):
         config.compile = dict(mode="reduce-overhead")
     use_device_views(config)
-    share_batch(config, "none")
+    plan_batch(config, 1, 1).apply(config)
     return config
 
 
@@ -290,9 +290,7 @@ def loader_ratio(device: str) -> Found:
     with tempfile.TemporaryDirectory() as folder, silence():
         write_photos(Path(folder) / "train" / "photos", sizes.photos)
         images = dict(name="folder", root=folder, split="train")
-        steps = load_config(
-            CONFIGS / "imagenet" / "simsiam.py", data=Path("data")
-        ).train_dataloader.dataset.augmentation
+        steps = load_config(CONFIGS / "imagenet" / "simsiam.py").train_dataloader.dataset.augmentation
         batches = PixelBatches(images, steps)
         views = DeviceViews(num_views=2).to(device)
         views.serve(batches)

@@ -67,7 +67,7 @@ def reference_loader(root: Path) -> DataLoader:
 
 def our_loader(root: Path) -> DataLoader:
     """Return a loader of B.1 as the config of ImageNet states it."""
-    augmentation = load_config(CONFIG, data=root).train_dataloader.dataset.augmentation
+    augmentation = load_config(CONFIG).train_dataloader.dataset.augmentation
     data = MultiView(dict(name="folder", root=str(root), split="train"), augmentation)
     return DataLoader(data, BATCH, sampler=EpochSampler(data), num_workers=1, persistent_workers=True)
 

@@ -33,23 +33,20 @@ def label(images: Mapping[str, Any]) -> str:
 
 
 def use_folder(config: "Config", root: Path) -> None:
-    """Make every part of `config` read the ImageFolder `root` instead of its own data set.
+    """Make every part of `config` read the ImageFolder `root`, as its data root, instead of its own data set.
 
     Raises UserError when `root` has no `train` folder. One without `val` can be pretrained on, but not tested on.
     """
     if not (root / "train").is_dir():
         raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
-    images = dict(name="folder", root=str(root))
+    images = dict(name="folder", root=".")
     tested = (root / "val").is_dir()
     if "train_dataloader" in config:
         config.train_dataloader.dataset.images = dict(images, split="train")
     if "val_dataloader" in config:
         config.val_dataloader.dataset.images = dict(images, split="test")
-        config.model.num_classes = len(open_images(**images, split="train").classes)
+        config.model.num_classes = len(open_images("folder", str(root), "train").classes)
     if "evaluation" in config:
         config.evaluation.images = images
     hooks = config.get("custom_hooks", [])
     config.custom_hooks = [hook for hook in hooks if tested or hook["type"] != "KnnMonitor"]
-    for hook in config.custom_hooks:
-        if hook["type"] == "KnnMonitor":
-            hook["evaluation"]["images"] = images

@@ -4,12 +4,13 @@ import copy
 from typing import Any
 
 from common.checkpoint import Checkpoint
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.engine.processes import unwrapped
 from common.engine.runner import Runner, alone_in, build_runner, set_run, train, with_config_mistakes_named
 from common.errors import UserError
 from common.features import pick_device
 from common.files import sha256_of_text
+from common.keys import check_keys
 from common.run import Job, Measured
 from pretrain import register
 from pretrain.device_views import start_device_views, use_device_views
@@ -84,12 +85,13 @@ def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None =
     `settings` is the SHA-256 under which the run may be resumed; `backbone` is loaded into the model's. Raises
     UserError if a process gets fewer than `least` images at a time.
     """
-    register()
-    said = share_batch(config, job.launcher)
+    check_keys(job.config, name=job.key.task, register=register)
+    plan = plan_batch(config, *processes(job.launcher))
+    plan.apply(config)
     if config.train_dataloader.batch_size < least:
         raise UserError(f"config: batch normalisation needs at least {least} images per process; raise the batch size")
     set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
     runner = build_runner(config, settings=settings, backbone=backbone, resume=job.resume, overwrite=job.overwrite)
     if runner.rank == 0:
-        print(f"{job.work_dir.name}: {said}", flush=True)
+        print(f"{job.work_dir.name}: {plan.said}", flush=True)
     return runner

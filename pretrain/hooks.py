@@ -25,15 +25,16 @@ from pretrain.neighbours import evaluation_view, knn_accuracy
 class KnnMonitor(Hook):
     """After each `interval` epochs, log the kNN accuracy of the online backbone as `val/knn`, in percent.
 
-    `evaluation`: the settings of `make knn` (a config's `evaluation`). Several processes share the images.
+    The settings are those of `make knn`, the config's `evaluation`. Several processes share the images.
     """
 
-    def __init__(self, evaluation: dict[str, Any], interval: int = 1) -> None:
-        self.evaluation, self.interval = evaluation, interval
+    def __init__(self, interval: int = 1) -> None:
+        self.interval = interval
         self._sets: Sequence[Any] = ()
 
     def before_train(self, runner: Runner) -> None:
         """Open both sets, so that what is wrong with them ends the run before its first step."""
+        self.evaluation = runner.cfg.evaluation
         self._sets = [open_images(split=split, **self.evaluation["images"]) for split in ("train", "test")]
 
     def after_train_epoch(self, runner: Runner) -> None:

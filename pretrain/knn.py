@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.records import RecordKey
 from common.run import Job, record, todo
 from pretrain.data import label, use_folder
@@ -22,14 +22,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="this ImageFolder's train/ as the bank, val/ as queries")
     args = parser.parse_args(argv)
     cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
-    config = load_config(CONFIGS / args.profile / "knn.py", data=args.data, options=args.cfg_options)
+    config = load_config(CONFIGS / args.profile / "knn.py", options=args.cfg_options)
     if args.data_root is not None:
         use_folder(config, args.data_root)
+    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
     jobs = [
         Job(
             key=RecordKey(args.profile, "knn", subject.name, label(config.evaluation.images), args.seed),
             subject=subject,
-            settings=config_sha256(config, data=args.data_root or args.data),
+            settings=settings,
             folders=cli.folders(args),
             config=config,
         )

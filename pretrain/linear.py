@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.names import checkpoint_name
 from common.records import RecordKey
 from common.run import Job, record, todo
+from pretrain import register
 from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
+BACKBONE = {"model.backbone": "choose it by METHOD or CHECKPOINT (--method, --checkpoint)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,15 +28,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)
     options = {**cli.scale_options(args), **args.cfg_options}
-    config = load_config(CONFIGS / args.profile / "linear.py", data=args.data, options=options)
+    config = load_config(
+        CONFIGS / args.profile / "linear.py", options=options, register=register, set_by_command=BACKBONE
+    )
     if args.data_root is not None:
         use_folder(config, args.data_root)
+    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
     data = label(config.train_dataloader.dataset.images)
     jobs = [
         Job(
             key=RecordKey(args.profile, "linear", subject.name, data, args.seed),
             subject=subject,
-            settings=config_sha256(config, data=args.data_root or args.data),
+            settings=settings,
             folders=cli.folders(args),
             config=config,
             work_dir=args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.errors import UserError
 from common.names import checkpoint_name
 from common.records import RecordKey
 from common.run import Job, Subject, todo
+from pretrain import register
 from pretrain.data import label, use_folder
 from pretrain.export import check_replaceable, is_exported
 
@@ -51,10 +52,11 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     """
     method, _, ablation = name.partition("-")
     path = CONFIGS / args.profile / f"{method}.py"
-    changes = load_config(CONFIGS / "ablation" / f"{ablation}.py", data=args.data).to_dict() if ablation else {}
+    changes = load_config(CONFIGS / "ablation" / f"{ablation}.py").to_dict() if ablation else {}
     if {"guide", "views"} & changes.get("model", {}).keys() and not method.endswith("_gsg"):
         raise UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")
-    config = load_config(path, data=args.data, options={**changes, **cli.scale_options(args), **args.cfg_options})
+    options = {**changes, **cli.scale_options(args), **args.cfg_options}
+    config = load_config(path, options=options, register=register)
     if args.skip_corrupt:
         config.train_dataloader.dataset.skip_corrupt = True
     if args.device_views:
@@ -67,7 +69,7 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
 def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
     """Return the run of a method as the arguments want it."""
     config = method_config(args, subject.name)
-    settings = config_sha256(config, data=args.data_root or args.data)
+    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
     if args.stop_on_collapse:
         config.default_hooks.collapse.stop = True
     data = label(config.train_dataloader.dataset.images)

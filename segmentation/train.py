@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import cli
 from common.errors import UserError
+from common.keys import check_keys
 from common.mmlab import jobs
 from common.run import Measured, todo
 from common.sources import make_data
@@ -30,7 +31,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     from common.mmlab.finetune import Finetune
     from segmentation import predictions, preflight
 
-    register()
+    check_keys(job.config, name=job.title, register=register)
     run = Finetune(job)
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "segmentation",
         "ade20k",
         configs=Path(__file__).parent / "configs",
+        register=register,
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
         products=products,

@@ -1,5 +1,6 @@
 """Random draws of images that a resumed run repeats bit for bit, with any number of workers."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ class Draw(NamedTuple):
 
 
 def mix(*numbers: int) -> int:
-    """Return a 63-bit seed that differs for every tuple of numbers (but for collisions of a hash)."""
-    return hash(numbers) & (2**63 - 1)
+    """Return a seed of 63 bits from the BLAKE2b hash of the numbers: the same in every version of Python."""
+    digest = hashlib.blake2b(repr(tuple(map(int, numbers))).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (2**63 - 1)
 
 
 @contextmanager

@@ -83,8 +83,10 @@ class StepOptimWrapper(AmpOptimWrapper):
     share: float = 1.0
     last: bool = True
 
-    def __init__(self, dtype: str | None = None, **kwargs: Any) -> None:
-        OptimWrapper.__init__(self, **kwargs)
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, dtype: str | None = None, clip_grad: dict[str, Any] | None = None
+    ) -> None:
+        OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
         self.cast_dtype = None if dtype is None else getattr(torch, dtype)
         self._scale_update_param = None
         self._device = torch.device(get_device()).type

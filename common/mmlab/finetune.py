@@ -19,7 +19,7 @@ from mmengine.config import Config, ConfigDict
 import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
 from common.checkpoint import Checkpoint
 from common.embedded import ensure_embedded
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.engine.processes import unwrapped
 from common.engine.progress import images_a_step
 from common.engine.runner import (
@@ -45,8 +45,6 @@ RESNETS = {
     "resnet101": (101, BOTTLENECK),
     "resnet152": (152, BOTTLENECK),
 }
-# What a parameter scheduler counts in iterations.
-STEPS = {"begin", "end", "milestones", "T_max", "total", "every", "step_size", "total_iters"}
 
 
 class Finetune:
@@ -83,8 +81,10 @@ class Finetune:
         """Take the work_dir, fit the config to the machine, and build the Runner and its data sets."""
         job, config = self.job, self.config
         self._held.enter_context(alone_in(job.work_dir))
-        scaled = scale_iterations(config, fixed=job.fixed_iterations)
-        said = f"{job.subject.name}: {share(config, job.launcher)}{scaled}"
+        # Each process has the config's workers, as with detectron2: its batch of two costs them the same at any number.
+        plan = plan_batch(config, *processes(job.launcher), fixed=job.fixed_iterations, workers_per_process=True)
+        plan.apply(config)
+        said = f"{job.subject.name}: {plan.said}"
         set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
         self._trained = trained_weights(job)
         if job.again and self._trained is None:
@@ -178,43 +178,6 @@ def datasets(config: Config) -> Iterator[ConfigDict]:
     """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
     yield from _leaves(config.train_dataloader.dataset)
     yield from _leaves(config.test_dataloader.dataset)
-
-
-def share(config: Config, launcher: str) -> str:
-    """Do as `common.config.share_batch`, but let each process have the config's `num_workers`, as detectron2 does.
-
-    A process's batch of two images costs its loader the same however many processes there are.
-    """
-    workers = config.train_dataloader.num_workers
-    said = share_batch(config, launcher)
-    config.train_dataloader.num_workers = workers
-    return said
-
-
-def scale_iterations(config: Config, *, fixed: bool) -> str:
-    """Make iterations, milestones and warm-up inverse to the batch where `auto_scale_lr` is on; say what came out.
-
-    Other half of the linear rule of Goyal et al. 2017, whose learning rate `common.config.share_batch` sets
-    afterwards: training sees as many images as planned. `max_iters` stays where it is `fixed`.
-    """
-    scaling, loader = config.get("auto_scale_lr", {}), config.train_dataloader
-    if not scaling.get("enable") or loader.batch_size == scaling.base_batch_size:
-        return f", {config.train_cfg.max_iters} iterations"
-    factor = scaling.base_batch_size / loader.batch_size
-    for schedule in config.param_scheduler:
-        for key in STEPS & schedule.keys():
-            schedule[key] = _times(schedule[key], factor)
-    planned = config.train_cfg.max_iters
-    if fixed:
-        return f", {planned} iterations as asked for, schedule x {factor:g}"
-    config.train_cfg.max_iters = _times(planned, factor)
-    return f", {config.train_cfg.max_iters} iterations = {planned} x {scaling.base_batch_size} / {loader.batch_size}"
-
-
-def _times(steps: Any, factor: float) -> Any:
-    if isinstance(steps, list | tuple):
-        return [_times(step, factor) for step in steps]
-    return max(round(steps * factor), min(steps, 1))
 
 
 def save_weights(runner: Runner, *, settings: str) -> None:

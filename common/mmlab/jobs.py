@@ -9,14 +9,20 @@ from typing import Any
 from mmengine.config import Config
 
 from common import cli
-from common.config import config_sha256, load_config
+from common.config import config_sha256, join_data, load_config
 from common.errors import UserError
 from common.files import sha256_of_text
+from common.keys import Register
 from common.names import PROFILES
 from common.records import RecordKey
 from common.run import Job
 
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
+# What follows from the checkpoint.
+BACKBONE = dict.fromkeys(
+    ("model.backbone.depth", "model.neck.in_channels", "model.decode_head.in_channels"),
+    "choose another backbone by METHOD or CHECKPOINT (--method, --checkpoint)",
+)
 # The parts of a config that training does not read: under others of these, what was trained is tested again.
 TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
 
@@ -51,6 +57,7 @@ def resolve(
     dataset: str,
     *,
     configs: Path,
+    register: Register,
     variant: str | None,
     options: Mapping[str, Any],
     products: Callable[[Path], Iterable[Path]],
@@ -65,10 +72,12 @@ def resolve(
         raise UserError(f"profile {args.profile} has no {task}; choose PROFILE from {known}")
     config = load_config(
         configs / args.profile / f"{dataset}.py",
-        data=args.data,
         options={**options, **cli.scale_options(args), **args.cfg_options},
+        register=register,
+        set_by_command=BACKBONE,
     )
     training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
+    settings, training_settings = config_sha256(config), config_sha256(Config(training))
     jobs = []
     for subject in cli.subjects(args):
         key = RecordKey(args.profile, task, subject.name, dataset, args.seed, variant)
@@ -77,10 +86,10 @@ def resolve(
             Finetuning(
                 key=key,
                 subject=subject,
-                settings=config_sha256(config, data=args.data),
-                training=config_sha256(Config(training), data=args.data),
+                settings=settings,
+                training=training_settings,
                 folders=cli.folders(args),
-                config=config,
+                config=join_data(config, args.data),
                 work_dir=work_dir,
                 products=[work_dir / WEIGHTS, work_dir / CONFIG, *products(work_dir)],
                 launcher=args.launcher,

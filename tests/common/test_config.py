@@ -4,16 +4,18 @@ import argparse
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from common import config as config_module
 from common.cli import Parser, add_config_arguments
-from common.config import config_sha256, load_config, mistake_in
+from common.config import config_sha256, join_data, load_config, mistake_in
 from common.errors import UserError
+from common.keys import check_keys
 
 TEXT = """
-arch = "resnet18"
-model = dict(type="Tiny", width=4, root="{{$GSG_DATA:data}}/digits")
+evaluation = "all"
+model = dict(type="Tiny", width=4, root="digits")
 train_cfg = dict(by_epoch=True, max_epochs=3)
 """
 
@@ -29,7 +31,7 @@ def write(tmp_path):
 
 def refusal(path, **options):
     with pytest.raises(UserError) as caught:
-        load_config(path, data=Path("data"), **options)
+        load_config(path, **options)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -52,10 +54,10 @@ def test_a_misspelt_key_is_named(write, key, hint):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("arch = dict(", "SyntaxError"),
-        ("arch = 'a'\n  model = 1", "unexpected indent"),
-        ("arch = unknown", "NameError: name 'unknown' is not defined"),
-        ("arch = 1 / 0", "ZeroDivisionError"),
+        ("evaluation = dict(", "SyntaxError"),
+        ("evaluation = 'a'\n  model = 1", "unexpected indent"),
+        ("evaluation = unknown", "NameError: name 'unknown' is not defined"),
+        ("evaluation = 1 / 0", "ZeroDivisionError"),
         ("_base_ = './gone.py'", "gone.py"),
     ],
 )
@@ -67,29 +69,63 @@ def test_a_config_that_does_not_run_is_one_line_with_its_name(write, text, says)
 
 
 def test_options_override_nested_entries(write):
-    config = load_config(write(), data=Path("data"), options={"train_cfg.max_epochs": 7, "model.width": 8})
+    config = load_config(write(), options={"train_cfg.max_epochs": 7, "model.width": 8})
     assert config.train_cfg == {"by_epoch": True, "max_epochs": 7}
     assert config.model.width == 8
 
 
-def test_the_data_root_is_filled_in_without_a_word(write, capfd):
-    assert load_config(write(), data=Path("/some/where")).model.root == "/some/where/digits"
-    assert capfd.readouterr() == ("", "")
+def test_the_data_root_is_joined_to_relative_paths_alone():
+    config = Config(
+        dict(
+            evaluation=dict(images=dict(name="digits", root=".")),
+            train_dataloader=dict(dataset=dict(datasets=[dict(data_root="voc", ann_file="a.txt")])),
+            test_dataloader=dict(dataset=dict(data_root="/elsewhere", ann_file="b.txt")),
+            test_evaluator=dict(ann_file="coco/b.json"),
+        )
+    )
+    before = config.to_dict()
+    joined = join_data(config, Path("sets"))
+    assert config.to_dict() == before
+    assert joined.evaluation.images == {"name": "digits", "root": "sets"}
+    assert joined.train_dataloader.dataset.datasets == [{"data_root": "sets/voc", "ann_file": "a.txt"}]
+    assert joined.test_dataloader.dataset == {"data_root": "/elsewhere", "ann_file": "b.txt"}
+    assert joined.test_evaluator.ann_file == "sets/coco/b.json"
 
 
-@pytest.mark.parametrize("data", ["/elsewhere", "a", ".", "r", "other/data"])
-def test_the_hash_does_not_depend_on_the_data_root(write, data):
-    path = write()
-    hashes = {config_sha256(load_config(path, data=Path(d)), data=Path(d)) for d in ("data", data)}
-    assert len(hashes) == 1
-
-
-@pytest.mark.parametrize("options", [{"model.width": 5}, {"model.root": "data/scenes"}, {"train_cfg.new": None}])
+@pytest.mark.parametrize("options", [{"model.width": 5}, {"model.root": "scenes"}, {"train_cfg.max_epochs": 4}])
 def test_the_hash_depends_on_the_settings(write, options):
-    path, data = write(), Path("data")
-    before = config_sha256(load_config(path, data=data), data=data)
-    assert config_sha256(load_config(path, data=data), data=data) == before
-    assert config_sha256(load_config(path, data=data, options=options), data=data) != before
+    path = write()
+    before = config_sha256(load_config(path))
+    assert config_sha256(load_config(path)) == before
+    assert config_sha256(load_config(path, options=options)) != before
+
+
+def test_what_only_the_files_share_is_not_a_part_of_the_settings(write):
+    plain, shared = write(), write(f"data_root = 'digits'\n{TEXT}".replace('"digits"', "data_root"), name="shared.py")
+    assert config_sha256(load_config(plain)) == config_sha256(load_config(shared))
+    assert "no effect" in refusal(shared, options={"data_root": "elsewhere"})
+
+
+def test_registering_waits_for_an_option_that_needs_it(write):
+    """Nothing is imported for a key that the file has, nor for one in an entry without a type."""
+    asked = []
+
+    def register():
+        asked.append("Tiny")
+        return {"Tiny": lambda width, root, depth=1: None}
+
+    load_config(write(), options={"model.width": 5, "randomness.deterministic": True}, register=register)
+    assert asked == []
+    assert load_config(write(), options={"model.depth": 2}, register=register).model.depth == 2
+    with pytest.raises(UserError, match=r"did you mean 'model\.depth'"):
+        load_config(write(), options={"model.dept": 2}, register=register)
+    assert asked == ["Tiny"] * 2
+
+
+def test_a_mistake_in_a_file_is_found_by_the_whole_check(write):
+    config = load_config(write(TEXT.replace("width=4", "widht=4")))
+    with pytest.raises(UserError, match=r"the key 'model\.widht'; did you mean 'model\.width'"):
+        check_keys(config, name="tiny.py", register=lambda: {"Tiny": lambda width, root: None})
 
 
 @pytest.mark.parametrize(
@@ -100,7 +136,7 @@ def test_the_hash_depends_on_the_settings(write, options):
         ("pretrain/configs/demo/knn.py", "evaluation.temperature", True, "a number above 0"),
         ("pretrain/configs/demo/knn.py", "evaluation.k", 0, "a whole number from 1 on"),
         ("pretrain/configs/demo/knn.py", "evaluation.k", 2.5, "a whole number from 1 on"),
-        ("pretrain/configs/demo/simsiam.py", "custom_hooks.0.evaluation.temperature", -1, "a number above 0"),
+        ("pretrain/configs/demo/simsiam.py", "evaluation.temperature", -1, "a number above 0"),
         ("pretrain/configs/demo/simsiam.py", "train_cfg.max_epochs", 0, "a whole number from 1 on"),
         ("pretrain/configs/demo/simsiam.py", "train_cfg.max_epochs", "abc", "a whole number from 1 on"),
         ("pretrain/configs/demo/simsiam.py", "train_dataloader.batch_size", None, "a whole number from 1 on"),
@@ -115,9 +151,9 @@ def test_the_hash_depends_on_the_settings(write, options):
 )
 def test_a_value_that_makes_no_sense_is_named(config, key, value, wanted):
     path = Path(config_module.__file__).parents[1] / config
-    assert load_config(path, data=Path("data"))
+    assert load_config(path)
     with pytest.raises(UserError) as caught:
-        load_config(path, data=Path("data"), options={key: value})
+        load_config(path, options={key: value})
     assert str(caught.value) == f"config {path.name}: {key} is {value!r}; choose {wanted}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from common.config import load_config
+from common.config import join_data, load_config
 from common.errors import UserError
 from common.mmlab.finetune import datasets
 from detection.annotations import PUBLISHED_EMPTY, check
@@ -36,7 +36,7 @@ def coco(tmp_path: Path) -> Path:
 
 
 def check_all(data: Path, dataset: str) -> None:
-    for part in datasets(load_config(Path(f"detection/configs/imagenet/{dataset}.py"), data=data)):
+    for part in datasets(join_data(load_config(Path(f"detection/configs/imagenet/{dataset}.py")), data)):
         check(part, data / "checked")
 
 
@@ -294,7 +294,7 @@ def test_the_two_empty_boxes_that_coco_published_are_known(coco: Path) -> None:
 def test_the_check_of_the_demos_data(tiny_data: Path, tmp_path: Path) -> None:
     register()
     for dataset in ("voc", "coco"):
-        config = load_config(Path(f"detection/configs/demo/{dataset}.py"), data=tiny_data)
+        config = join_data(load_config(Path(f"detection/configs/demo/{dataset}.py")), tiny_data)
         parts = list(datasets(config))
         assert [isinstance(part, ConfigDict) for part in parts] == [True, True]
         for part in parts:

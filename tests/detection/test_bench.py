@@ -8,7 +8,7 @@ from PIL import Image
 
 from common import bench as table
 from common import embedded
-from common.config import load_config
+from common.config import join_data, load_config
 from common.mmlab import ops as openmmlab
 from detection import bench
 
@@ -40,7 +40,7 @@ def test_the_gpus_data_set_is_a_sound_voc(monkeypatch, tmp_path):
 
     monkeypatch.setattr(bench, "IMAGES", 3)
     bench.write_voc(tmp_path / "VOCdevkit")
-    config = load_config(bench.CONFIGS / "imagenet" / "voc.py", data=tmp_path)
+    config = join_data(load_config(bench.CONFIGS / "imagenet" / "voc.py"), tmp_path)
     for part in config.train_dataloader.dataset.datasets:
         check(part, tmp_path / "checked")
         with Image.open(next((tmp_path / "VOCdevkit" / part.data_prefix.sub_data_root).glob("JPEGImages/*"))) as image:

@@ -11,8 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 
 from common.config import load_config
-from common.engine.batch import share_batch
-from common.mmlab.finetune import scale_iterations
+from common.engine.batch import plan_batch
 from detection.train import FROZEN, register
 
 CONFIGS = Path("detection/configs")
@@ -21,7 +20,7 @@ COCO_SIDES = (640, 672, 704, 736, 768, 800)
 
 
 def imagenet(dataset: str, **options: Any) -> Config:
-    return load_config(CONFIGS / "imagenet" / f"{dataset}.py", data=Path("data"), options=options)
+    return load_config(CONFIGS / "imagenet" / f"{dataset}.py", options=options)
 
 
 @cache
@@ -108,7 +107,7 @@ def test_coco_is_train2017_to_val2017() -> None:
         "val2017/",
     )
     assert train.filter_cfg == {"filter_empty_gt": True}
-    assert config.test_evaluator == {"type": "COCOAP", "ann_file": "data/coco/annotations/instances_val2017.json"}
+    assert config.test_evaluator == {"type": "COCOAP", "ann_file": "coco/annotations/instances_val2017.json"}
 
 
 @pytest.mark.parametrize(
@@ -135,26 +134,33 @@ def test_learning_rate(dataset: str, rates: dict[int, float]) -> None:
 
 def test_another_batch_scales_the_rate_and_the_schedule() -> None:
     config = imagenet("coco", **{"train_dataloader.batch_size": 8})
-    said = scale_iterations(config, fixed=False)
-    assert said == ", 540000 iterations = 270000 x 16 / 8"
+    plan = plan_batch(config, 1, 1)
+    assert plan.said == "batch 8, learning rate 0.01 = 0.02 x 8 / 16, 540000 iterations = 270000 x 16 / 8"
+    plan.apply(config)
     assert config.train_cfg.max_iters == 540_000
     assert config.param_scheduler[0].end == 2000
     assert config.param_scheduler[0].begin == 0
     assert config.param_scheduler[1].milestones == [420_000, 500_000]
-    assert share_batch(config, "none") == "batch 8, learning rate 0.01 = 0.02 x 8 / 16"
     assert config.optim_wrapper.optimizer.lr == 0.01
 
 
 def test_iterations_asked_for_stay() -> None:
     config = imagenet("voc", **{"train_dataloader.batch_size": 4, "train_cfg.max_iters": 20})
-    assert scale_iterations(config, fixed=True) == ", 20 iterations as asked for, schedule x 0.5"
+    plan = plan_batch(config, 1, 1, fixed=True)
+    assert plan.said.endswith(", 20 iterations as asked for, schedule x 0.5")
+    plan.apply(config)
     assert (config.train_cfg.max_iters, config.param_scheduler[0].end) == (20, 50)
 
 
 def test_the_papers_batch_changes_nothing() -> None:
     config = imagenet("voc")
-    assert scale_iterations(config, fixed=False) == ", 144000 iterations"
-    assert share_batch(config, "none") == "batch 2, learning rate 0.0025 = 0.0025 x 2 / 2"
+    before = config.to_dict()
+    plan = plan_batch(config, 1, 1, workers_per_process=True)
+    assert plan.said == "batch 2, learning rate 0.0025 = 0.0025 x 2 / 2, 144000 iterations"
+    assert config.to_dict() == before  # planning changes nothing
+    plan.apply(config)
+    before["auto_scale_lr"]["enable"] = False  # mmengine is not to scale again
+    assert config.to_dict() == before
 
 
 # The detector

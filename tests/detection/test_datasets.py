@@ -53,7 +53,7 @@ def test_the_evaluation_knows_the_order_of_the_objects(folder: Path, profile: st
     data = voc(folder, test_mode=True)
     from mmdet.registry import TRANSFORMS
 
-    pipeline = load_config(Path(f"detection/configs/{profile}/voc.py"), data=folder).test_dataloader.dataset.pipeline
+    pipeline = load_config(Path(f"detection/configs/{profile}/voc.py")).test_dataloader.dataset.pipeline
     (folder / "JPEGImages").mkdir()
     PIL.Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / "one.jpg")
     data.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])

@@ -83,7 +83,7 @@ def batch(device: torch.device) -> dict[str, Any]:
 
 def test_a_step_waits_no_more_than_mmdets_own(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampling and losses of mmdet wait for the device by themselves; what is ours adds nothing."""
-    ours = load_config(Path("detection/configs/demo/voc.py"), data=Path("data"))
+    ours = load_config(Path("detection/configs/demo/voc.py"))
     fit_to_arch(ours, "resnet18")
     mmdets = copy.deepcopy(ours.model)
     mmdets.data_preprocessor.type = "DetDataPreprocessor"

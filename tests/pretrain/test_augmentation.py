@@ -2,7 +2,6 @@
 
 import colorsys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ NORMALIZE = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET
 
 
 def steps_of(profile: str) -> list[dict]:
-    config = load_config(CONFIGS / profile / "simsiam.py", data=Path("data"))
+    config = load_config(CONFIGS / profile / "simsiam.py")
     return [dict(step) for step in config.train_dataloader.dataset.augmentation]
 
 

@@ -2,7 +2,6 @@
 
 import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,7 @@ from pretrain.train import CONFIGS
 @pytest.fixture
 def shape():
     def config():
-        settings = load_config(CONFIGS / "demo" / "simsiam.py", data=Path("data"))
+        settings = load_config(CONFIGS / "demo" / "simsiam.py")
         settings.merge_from_dict({"model.backbone.name": "test_resnet", "train_dataloader.batch_size": 4})
         return settings
 

@@ -43,7 +43,7 @@ IMAGES = [*PHOTOS, *SMALL]
 
 
 def steps_of(profile: str) -> list[dict]:
-    config = load_config(CONFIGS / profile / "simsiam.py", data=Path("data"))
+    config = load_config(CONFIGS / profile / "simsiam.py")
     return [dict(step) for step in config.train_dataloader.dataset.augmentation]
 
 

@@ -150,7 +150,9 @@ def test_the_monitor_takes_its_share_of_images_and_of_a_nodes_workers(monkeypatc
     backbone = build_backbone("test_resnet").train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     runner = SimpleNamespace(rank=1, world_size=3, launcher="pytorch")
-    found = KnnMonitor(evaluation)._features(backbone, Noise(), runner)
+    monitor = KnnMonitor()
+    monitor.evaluation = evaluation
+    found = monitor._features(backbone, Noise(), runner)
     assert asked == [workers]
     assert found.y.tolist() == [1, 4, 7]
     assert backbone.training

@@ -19,7 +19,7 @@ import pretrain.methods
 import pretrain.optim
 from common.checkpoint import load_checkpoint
 from common.engine import runner as engine
-from common.engine.batch import share_batch
+from common.engine.batch import plan_batch, processes
 from common.engine.processes import _start_gloo, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
@@ -67,20 +67,21 @@ def test_a_batch_is_the_total_over_processes_and_parts(monkeypatch, launcher, en
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = settings(accumulate=accumulate)
-    said = share_batch(config, launcher)
+    plan = plan_batch(config, *processes(launcher))
+    plan.apply(config)
     assert (config.train_dataloader.batch_size, config.train_dataloader.num_workers) == (each, workers)
     assert config.optim_wrapper.optimizer.lr == pytest.approx(0.1)  # by the total, however it is shared
-    assert "batch 512" in said
-    assert "learning rate 0.1 = 0.05 x 512 / 256" in said
+    assert "batch 512" in plan.said
+    assert "learning rate 0.1 = 0.05 x 512 / 256" in plan.said
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="multiple of 3"):
-        share_batch(settings(), "pytorch")
+        plan_batch(settings(), *processes("pytorch"))
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(UserError, match="torchrun"):
-        share_batch(settings(), "pytorch")
+        processes("pytorch")
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -457,7 +458,7 @@ def test_ablations_are_small_changes_to_a_method(profile, name, want):
     model = MODELS.build(dict(config.model, backbone=dict(name="test_resnet")))
     assert model.num_views == config.train_dataloader.dataset.num_views
     before = config.optim_wrapper.optimizer.lr
-    share_batch(config, "none")
+    plan_batch(config, 1, 1).apply(config)
     if "batch" in name:  # the scaling rule, in every profile
         base = {"demo": 64, "cifar10": 128, "imagenet": 256}[profile]
         assert config.optim_wrapper.optimizer.lr == pytest.approx(before * config.train_dataloader.batch_size / base)

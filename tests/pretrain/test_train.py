@@ -71,7 +71,7 @@ def test_the_papers_cifar10_settings_run_on_a_stand_in_in_the_official_binary_la
         records = np.concatenate([labels, rng.integers(0, 256, (8, 3072), dtype=np.uint8)], axis=1)
         (folder / f"{name}.bin").write_bytes(records.tobytes())
     options = ["train_dataloader.batch_size=8", "train_cfg.max_epochs=1", "train_dataloader.num_workers=0"]
-    knn_workers = "custom_hooks.0.evaluation.workers=0"
+    knn_workers = "evaluation.workers=0"
     train.main(["--profile", "cifar10", "--method", "simsiam_gsg", "--cfg-options", *options, knn_workers])
     checkpoint = load_checkpoint(space / "checkpoints/cifar10/simsiam_gsg.pth")
     assert (checkpoint.arch, checkpoint.meta["dataset"]) == ("resnet18_cifar", "cifar10")
@@ -229,12 +229,12 @@ def test_linear_evaluation_of_imagenet_runs_by_accumulation_and_on_two_processes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("model.giude=nearest",), "no option 'giude'"),
+        (("model.giude=nearest",), "did you mean 'model.guide'"),
         (("modle.guide=nearest",), "did you mean 'model'"),
         (("model.guide=nearst",), "unknown guide 'nearst'"),
-        (("model.type=SimSam",), "SimSam is not in the"),
-        (("train_cfg.max_epoch=3",), "no option 'max_epoch'"),
-        (("optim_wrapper.optimizer.lrr=3",), "no option 'lrr'"),
+        (("model.type=SimSam",), "did you mean 'SimSiam'"),
+        (("train_cfg.max_epoch=3",), "did you mean 'train_cfg.max_epochs'"),
+        (("optim_wrapper.optimizer.lrr=3",), "did you mean 'optim_wrapper.optimizer.lr'"),
         (("train_dataloader.batch_size=1",), "at least 2"),
         (("model.guide=nearest",), "num_views=4"),
         (("model.backbone.name=resnet19",), "unknown backbone 'resnet19'"),

@@ -22,7 +22,7 @@ def config():
     register()
     import common.engine.steps  # noqa: F401
 
-    return load_config(CONFIG, data=Path("data"))
+    return load_config(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_data(config) -> None:
     assert train.batch_sampler == {"type": "ScaledBatches", "scales": SCALES, "by_shape": True}
     assert train.dataset.data_prefix == {"img_path": "images/training", "seg_map_path": "annotations/training"}
     assert test.dataset.data_prefix == {"img_path": "images/validation", "seg_map_path": "annotations/validation"}
-    assert train.dataset.data_root == test.dataset.data_root == "data/ADEChallengeData2016"
+    assert train.dataset.data_root == test.dataset.data_root == "ADEChallengeData2016"
     # No crop, no photometric distortion.
     assert [dict(step) for step in train.dataset.pipeline] == [
         {"type": "LoadImage"},

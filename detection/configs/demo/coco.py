@@ -5,7 +5,7 @@ The scenes and all settings are those of the demo's VOC run.
 
 _base_ = "./voc.py"
 
-data_root = "{{$GSG_DATA:data}}/demo/coco"
+data_root = "demo/coco"
 evaluation = "bbox, IoU 0.50:0.95, 100 detections an image"
 
 train_dataloader = dict(

@@ -5,7 +5,7 @@ The demo shows that the chain works; its numbers are never comparable with the p
 
 _base_ = "../imagenet/voc.py"
 
-data_root = "{{$GSG_DATA:data}}/demo/VOCdevkit"
+data_root = "demo/VOCdevkit"
 metainfo = dict(classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
 model = dict(

@@ -6,7 +6,7 @@ forwards it in parts.
 
 _base_ = "./voc.py"
 
-data_root = "{{$GSG_DATA:data}}/coco"
+data_root = "coco"
 evaluation = "bbox, IoU 0.50:0.95, 100 detections an image"
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=80)))

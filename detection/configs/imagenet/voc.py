@@ -5,7 +5,7 @@ Numbers that the paper leaves open are ssl-transfer's detectron2 configs, which 
 
 _base_ = "../_base_/faster_rcnn.py"
 
-data_root = "{{$GSG_DATA:data}}/VOCdevkit"
+data_root = "VOCdevkit"
 evaluation = "VOC2007 11 points, IoU 0.50:0.95"
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))

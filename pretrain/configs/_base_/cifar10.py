@@ -22,7 +22,7 @@ train_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="MultiView",
-        images=dict(name="cifar10", root="{{$GSG_DATA:data}}", split="train"),
+        images=dict(name="cifar10", root=".", split="train"),
         augmentation=[  # B.2, in this order; no blur
             dict(type="RandomResizedCrop", size=32, scale=(0.08, 1.0)),
             dict(type="RandomHorizontalFlip", p=0.5),
@@ -40,4 +40,4 @@ train_cfg = dict(type="ResumableEpochLoop", max_epochs=200)
 env_cfg = dict(cudnn_benchmark=True)  # all batches are of one size
 # A line of the log waits for the GPU, whose steps take a fiftieth of a second here.
 default_hooks = dict(collapse=dict(type="CollapseMonitor"), progress=dict(interval=50))
-custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]
+custom_hooks = [dict(type="KnnMonitor")]

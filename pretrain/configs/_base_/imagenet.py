@@ -23,7 +23,7 @@ train_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="MultiView",
-        images=dict(name="imagenet", root="{{$GSG_DATA:data}}", split="train"),
+        images=dict(name="imagenet", root=".", split="train"),
         augmentation=[  # B.1, in this order
             dict(type="RandomResizedCrop", size=224, scale=(0.2, 1.0)),
             dict(type="ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
@@ -43,4 +43,4 @@ param_scheduler = [dict(type="CosineButFixed", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=100)
 env_cfg = dict(cudnn_benchmark=True)
 default_hooks = dict(collapse=dict(type="CollapseMonitor"))
-custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation, interval=10)]
+custom_hooks = [dict(type="KnnMonitor", interval=10)]

@@ -1,7 +1,7 @@
 """kNN on CIFAR-10 as lightly's benchmark has it (PROTOCOLS 2).  make knn PROFILE=cifar10"""
 
 evaluation = dict(
-    images=dict(name="cifar10", root="{{$GSG_DATA:data}}"),
+    images=dict(name="cifar10", root="."),
     size=32,
     resize=None,
     k=200,

@@ -1,7 +1,7 @@
 """kNN on the embedded digits: 1,437 in the bank, 360 held out.  make knn"""
 
 evaluation = dict(
-    images=dict(name="digits", root="{{$GSG_DATA:data}}"),
+    images=dict(name="digits", root="."),
     size=32,
     resize=None,
     k=20,

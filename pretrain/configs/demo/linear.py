@@ -13,7 +13,7 @@ train_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="LabelledView",
-        images=dict(name="digits", root="{{$GSG_DATA:data}}", split="train"),
+        images=dict(name="digits", root=".", split="train"),
         augmentation=[dict(type="RandomAffine", degrees=10, translate=(0.05, 0.05))],
     ),
 )
@@ -22,7 +22,7 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
-    dataset=dict(type="LabelledView", images=dict(name="digits", root="{{$GSG_DATA:data}}", split="test"), size=32),
+    dataset=dict(type="LabelledView", images=dict(name="digits", root=".", split="test"), size=32),
 )
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.0))
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]

@@ -20,7 +20,7 @@ train_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="MultiView",
-        images=dict(name="digits", root="{{$GSG_DATA:data}}", split="train"),
+        images=dict(name="digits", root=".", split="train"),
         # Digits must stay legible: no flip, no small crop.
         augmentation=[
             dict(type="RandomAffine", degrees=10, translate=(0.08, 0.08), scale=(0.9, 1.1)),
@@ -34,4 +34,4 @@ auto_scale_lr = dict(base_batch_size=64, enable=False)
 param_scheduler = [dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=True)]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=2)
 default_hooks = dict(collapse=dict(type="CollapseMonitor"))
-custom_hooks = [dict(type="KnnMonitor", evaluation=_base_.evaluation)]
+custom_hooks = [dict(type="KnnMonitor")]

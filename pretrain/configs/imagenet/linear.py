@@ -16,7 +16,7 @@ train_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="LabelledView",
-        images=dict(name="imagenet", root="{{$GSG_DATA:data}}", split="train"),
+        images=dict(name="imagenet", root=".", split="train"),
         augmentation=[
             dict(type="RandomResizedCrop", size=224, scale=(0.08, 1.0)),
             dict(type="RandomHorizontalFlip", p=0.5),
@@ -31,7 +31,7 @@ val_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     dataset=dict(
         type="LabelledView",
-        images=dict(name="imagenet", root="{{$GSG_DATA:data}}", split="test"),
+        images=dict(name="imagenet", root=".", split="test"),
         size=224,
         resize=256,  # the shorter side
     ),

@@ -5,7 +5,7 @@ The demo shows that the chain works; its numbers are never comparable with the p
 
 _base_ = "../imagenet/ade20k.py"
 
-data_root = "{{$GSG_DATA:data}}/demo/ADEChallengeData2016"
+data_root = "demo/ADEChallengeData2016"
 evaluation = "single-scale"
 metainfo = dict(
     classes=("background", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),

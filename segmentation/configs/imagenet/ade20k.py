@@ -6,7 +6,7 @@ the defaults of CSAIL's code, on which they run.
 
 _base_ = "../_base_/upernet.py"
 
-data_root = "{{$GSG_DATA:data}}/ADEChallengeData2016"
+data_root = "ADEChallengeData2016"
 scales = [(1000, side) for side in (300, 375, 450, 525, 600)]  # longest, shorter side in pixels
 evaluation = "multi-scale"  # CSAIL's eval_multipro.py: mean of the five scales' class probabilities, no flip
 

@@ -4,8 +4,9 @@ import pytest
 from mmengine.config import Config
 
 from common.config import load_config
+from common.engine.batch import plan_batch
 from common.errors import UserError
-from common.mmlab.finetune import fit_to_arch, share
+from common.mmlab.finetune import fit_to_arch
 from common.mmlab.jobs import named
 
 
@@ -24,10 +25,9 @@ def test_depth_and_channels_follow_the_checkpoint(part: str, arch: str, depth: i
 @pytest.mark.parametrize(
     ("path", "each"), [("detection/configs/imagenet/coco.py", 2), ("segmentation/configs/imagenet/ade20k.py", 1)]
 )
-def test_each_process_has_four_workers(path: str, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    config = load_config(Path(path), data=Path("data"), options={"train_dataloader.batch_size": 8 * each})
-    share(config, "pytorch")
+def test_each_process_has_four_workers(path: str, each: int) -> None:
+    config = load_config(Path(path), options={"train_dataloader.batch_size": 8 * each})
+    plan_batch(config, 8, 8, workers_per_process=True).apply(config)
     loaders = config.train_dataloader, config.test_dataloader
     assert [loader.num_workers for loader in loaders] == [4, 4]
     assert all(loader.pin_memory for loader in loaders)
@@ -37,8 +37,8 @@ def test_each_process_has_four_workers(path: str, each: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("path", ["detection/configs/demo/voc.py", "segmentation/configs/demo/ade20k.py"])
 def test_the_demo_needs_no_workers(path: str) -> None:
-    config = load_config(Path(path), data=Path("data"))
-    share(config, "none")
+    config = load_config(Path(path))
+    plan_batch(config, 1, 1, workers_per_process=True).apply(config)
     assert config.train_dataloader.num_workers == 0
     assert not config.train_dataloader.persistent_workers  # torch refuses them
 
