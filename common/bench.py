@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+import numpy as np
+from PIL import Image
+
 from common import cli
 from common.errors import UserError
 from common.files import write_json
@@ -111,8 +114,6 @@ def silence() -> Iterator[None]:
 
 def write_photos(folder: Path, count: int) -> None:
     """Write `count` JPEGs, 500x375 in quality 95, each a crop of one of scikit-learn's two photographs."""
-    import numpy as np
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     folder.mkdir(parents=True)

@@ -54,7 +54,7 @@ def aircraft(data):
 
 
 def caltech101(data):
-    """Three classes of 5, 6 and 7 images, written in no order; the archive has a stray file in one folder."""
+    """Three classes of 5, 6 and 7 images, written in random order, and a stray file, as in the archive."""
     root = data / "caltech101" / "101_ObjectCategories"
     counts = {"accordion": 6, "BACKGROUND_Google": 5, "Faces": 7}
     for name, count in counts.items():
@@ -62,7 +62,7 @@ def caltech101(data):
             image(root / name / f"image_{k + 1:04d}.jpg", k)
     (root / "BACKGROUND_Google" / "tmp").touch()
     classes = ["BACKGROUND_Google", "Faces", "accordion"]
-    # With 3 a class for training: 9, of which one is val.
+    # With 3 per class for training: 9, of which one is val.
     folder = "caltech101/101_ObjectCategories"
     return Tiny(classes, (8, 1, 9), [0, 0, 1, 1, 1, 1, 2, 2, 2], "", (folder,), [0] * 3 + [1] * 3 + [2] * 3)
 
@@ -139,7 +139,7 @@ def flowers(data):
 
 
 def food(data):
-    """The official JSON has its classes in no order: read class by class, as upstream does."""
+    """The classes are not sorted in the official JSON; they are read class by class, as upstream does."""
     root = data / "food-101"
     train = {"waffles": ["waffles/9", "waffles/3"], "apple_pie": ["apple_pie/8"], "pho": ["pho/1", "pho/2"]}
     test = {"pho": ["pho/7"], "waffles": ["waffles/5"], "apple_pie": ["apple_pie/6"]}
@@ -156,7 +156,7 @@ def food(data):
 
 
 def pets(data):
-    """Lines are: image, class from 1, species, breed. Classes are named by the images, whatever their case."""
+    """Lines hold image, class from 1, species and breed. Classes are named after the images, ignoring case."""
     root = data / "oxford-iiit-pet"
     splits = {
         "trainval": ["Abyssinian_100 1 1 1", "yorkshire_terrier_9 3 2 25", "american_bulldog_1 2 2 1"],
@@ -235,7 +235,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 def declare_flowers(data, monkeypatch):
-    """Make the MD5 that torchvision knows those of the files on disk."""
+    """Replace the MD5 that torchvision knows by those of the files on disk."""
     for key, (name, _) in list(Flowers102._file_dict.items()):
         if key != "image":
             monkeypatch.setitem(Flowers102._file_dict, key, (name, sources.md5_of_file(data / "flowers-102" / name)))

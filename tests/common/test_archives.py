@@ -9,7 +9,7 @@ from common.download import provide
 from common.sources import SOURCES, read_splits
 from tests.layouts import WRITERS
 
-# What lies in each official archive, relative to the data root, and the folder that the archive is packed from.
+# For each official archive the folder, relative to the data root, to pack from, and what to pack there.
 MEMBERS = {
     "fgvc-aircraft-2013b.tar.gz": (".", "fgvc-aircraft-2013b"),
     "101_ObjectCategories.tar.gz": ("caltech101", "101_ObjectCategories"),
@@ -28,14 +28,14 @@ PARTITIONS = ("Training_01.txt", "Testing_01.txt")
 
 
 def pack(archive, base, member):
-    """Make `archive`, whose suffix says how, of a folder."""
+    """Pack a folder into `archive`, whose suffix gives the format."""
     kind = {".tgz": "gztar", ".gz": "gztar", ".tar": "tar", ".zip": "zip"}[archive.suffix]
     made = shutil.make_archive(str(archive.parent / "made"), kind, base, member)
     shutil.move(made, archive)
 
 
 def put(archive, data):
-    """Make the official file `archive` of what the copy under `data` holds."""
+    """Make the official file `archive` from the copy under `data`."""
     if archive.name == "caltech-101.zip":
         inner = archive.parent / "caltech-101"
         inner.mkdir()

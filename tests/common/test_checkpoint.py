@@ -31,14 +31,14 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def good(tensors, tmp_path_factory):
-    """Return a sound checkpoint, which no test may change."""
+    """Return a valid checkpoint, which no test may change."""
     path = tmp_path_factory.mktemp("good") / "ours.pth"
     save_checkpoint(path, tensors, META)
     return path
 
 
 def refusal(path: Path, **options: str) -> str:
-    """Return the line with which a file is refused, after seeing that it is one and names the file."""
+    """Return the message that refuses a file, after checking that it is one line and names the file."""
     with pytest.raises(UserError) as caught:
         load_checkpoint(path, **options)
     line = str(caught.value)
@@ -184,7 +184,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path, tensors):
             continue
         try:
             loaded = torch.load(path, weights_only=True)
-        except Exception:  # torch finds what is wrong with the zip itself
+        except Exception:  # torch notices what is wrong with the zip itself
             continue
         assert same(loaded["state_dict"], few)
         assert loaded["meta"] == META
@@ -317,7 +317,7 @@ def authors_file(path, method="simsiam", change=None):
     encoder.fc = nn.Sequential(nn.Linear(512, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
     modules = {"encoder": encoder, "predictor": nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))}
     if method == "byol":
-        modules["encoder_momentum"] = torchvision.models.resnet18()  # other weights: the trap
+        modules["encoder_momentum"] = torchvision.models.resnet18()  # other weights, easily mistaken
     state = {f"module.{key}": value for key, value in nn.ModuleDict(modules).state_dict().items()}
     if change is not None:
         change(state)
@@ -339,7 +339,7 @@ def test_the_authors_files_give_their_online_encoder(tmp_path, method):
 
 
 def test_the_target_network_never_stands_in_for_the_online_encoder(tmp_path):
-    """Neither a part of it where one is missing, nor the whole where there is no other."""
+    """It neither fills in for a missing tensor nor stands in for a missing encoder."""
     authors_file(tmp_path / "a.pth", "byol", lambda state: state.pop("module.encoder.layer4.0.bn1.bias"))
     assert "layer4.0.bn1.bias" in refusal(tmp_path / "a.pth") or "no known" in refusal(tmp_path / "a.pth")
 

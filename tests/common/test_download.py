@@ -1,4 +1,4 @@
-"""Downloads from a server in this process: whole, broken off, continued, wrong; and `make data` as a command."""
+"""Downloads from a server in this process: complete, broken off, continued, wrong; and `make data` as a command."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ CHECKSUM = md5(CONTENT)
 
 @dataclass
 class Server:
-    """Serves `files`; breaks each answer off after `cut` bytes; notes the Range of each request."""
+    """Serves `files`, breaks each answer off after `cut` bytes and records the Range of each request."""
 
     files: dict = field(default_factory=dict)
     ranges: list = field(default_factory=list)
@@ -243,7 +243,7 @@ def test_make_data_downloads_unpacks_and_checks(toy, server, tmp_path, capsys):
     assert tree(tmp_path / "toy") == ["b.mat", "deep/three.txt", "one.txt"]
     assert lines[-1] == f"{tmp_path / 'toy'}: 1 one.txt, as published"
     assert sorted(f.name for f in tmp_path.iterdir()) == ["downloads", "toy"]
-    # What is there is checked, not downloaded again.
+    # A data set that is there is checked, not downloaded again.
     (tmp_path / "downloads" / "toy" / "b.mat").unlink()
     download.main(["--dataset", "toy", "--data", str(tmp_path)])
     assert capsys.readouterr().out.splitlines()[1:] == lines[-1:]
@@ -405,7 +405,7 @@ def test_what_differs_from_the_published_is_reported(tmp_path):
 
 
 def test_cifar10_over_the_wire(server, tmp_path, monkeypatch):
-    """The real row of the table, address and checksum changed: half done, continued, unpacked, checked, read."""
+    """The table's entry with another address and checksum: a partial download is continued, unpacked and read."""
     from torchvision.datasets import CIFAR10
 
     pixels = np.zeros((1, 3072), np.uint8)
@@ -429,7 +429,7 @@ def test_cifar10_over_the_wire(server, tmp_path, monkeypatch):
 
 
 def test_ade20k_over_the_wire(server, tmp_path, monkeypatch):
-    """The real row of the table, address and checksum changed: continued, unpacked, counted."""
+    """The table's entry with another address and checksum: a partial download is continued, unpacked, counted."""
     root = "ADEChallengeData2016"
     members = {f"{root}/objectInfo150.txt": b""}
     for split, short, count in (("training", "train", 3), ("validation", "val", 2)):
@@ -529,7 +529,7 @@ def test_imagenet_is_unpacked_from_its_archives(imagenet, tmp_path, capsys):
         "n02/ILSVRC2012_val_00000001.JPEG",
         "n02/ILSVRC2012_val_00000003.JPEG",
     ]
-    assert len(list(imagenet.iterdir())) == 5  # and nothing besides
+    assert len(list(imagenet.iterdir())) == 5  # and nothing else
 
 
 def test_a_damaged_archive_of_imagenet(imagenet, tmp_path):
@@ -549,7 +549,7 @@ def test_the_disk_is_asked_before_anything_is_downloaded(server, tmp_path, monke
     ):
         provide("toy", tmp_path / "new")
     assert server.ranges == []
-    # What came before counts.
+    # A partial download counts.
     part = tmp_path / "downloads" / "toy" / "a.tar.gz.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"12345")
@@ -562,7 +562,7 @@ def test_the_disk_is_asked_before_anything_is_downloaded(server, tmp_path, monke
     download.require_room("toy", tmp_path)
     (tmp_path / "toy").mkdir()
     monkeypatch.setattr(download.shutil, "disk_usage", lambda place: Namespace(free=0))
-    download.require_room("toy", tmp_path)  # what is there needs no room
+    download.require_room("toy", tmp_path)  # a data set that is there needs no room
 
 
 def test_coco_needs_forty_gigabytes_and_voc_six(tmp_path, monkeypatch):
@@ -573,7 +573,7 @@ def test_coco_needs_forty_gigabytes_and_voc_six(tmp_path, monkeypatch):
 
 
 def test_voc_is_both_years(server, tmp_path, monkeypatch, capsys):
-    """The real rows, addresses and checksums changed: three archives, unpacked side by side, checked."""
+    """The table's entries with other addresses and checksums: three archives, unpacked side by side, checked."""
     from torchvision.datasets import voc
 
     def year(folder, splits):

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_bytes(root, tmp_path):
 
 
 def test_another_seed_gives_other_scenes(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_write_digits", lambda folder: None)  # which know no seed
+    monkeypatch.setattr(embedded, "_write_digits", lambda folder: None)  # they do not depend on the seed
     generate(tmp_path, 1, COUNTS)
     one, other = tree(root), tree(tmp_path)
     one = {name: digest for name, digest in one.items() if not name.startswith("digits")}
@@ -127,7 +127,7 @@ def test_voc_boxes_count_from_one_and_include_both_ends(root):
             xmin, ymin, xmax, ymax = (int(element.findtext(f"bndbox/{t}")) for t in ("xmin", "ymin", "xmax", "ymax"))
             assert 1 <= xmin < xmax <= SCENE_SIZE
             assert 1 <= ymin < ymax <= SCENE_SIZE
-            # In the map, which counts from 0: the digit touches all four sides and nothing lies just outside.
+            # In the class map, which counts from 0, the digit touches all four sides and nothing lies just outside.
             label = 1 + CLASSES.index(element.findtext("name"))
             rows, columns = np.nonzero(scene.classes[ymin - 1 : ymax, xmin - 1 : xmax] == label)
             assert (rows.min(), rows.max()) == (0, ymax - ymin)
@@ -254,7 +254,7 @@ def test_an_interrupted_generation_leaves_what_was_there(tmp_path, few, monkeypa
 
 @pytest.mark.parametrize("when", ["while we write", "just before we move"])
 def test_two_processes_at_the_same_time_agree(tmp_path, few, monkeypatch, when):
-    """The faster one's folder stays: its files may be open already."""
+    """The folder of the faster one stays, as its files may already be open."""
 
     def theirs():
         ensure_embedded(tmp_path)

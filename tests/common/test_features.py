@@ -79,7 +79,7 @@ def test_a_second_pass_reads_the_cache(checkpoint, folder, tmp_path, forwards):
     cache = tmp_path / "cache"
     first = extract_features(checkpoint, read(folder), TRANSFORM, cache)
     del forwards[:]
-    again = extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=3)  # no part of the key
+    again = extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=3)  # it is not part of the key
     assert forwards == []
     np.testing.assert_array_equal(first.x, again.x)
     assert len(arrays(cache)) == 1
@@ -138,7 +138,7 @@ def test_an_interrupted_pass_is_continued_and_ends_the_same(checkpoint, folder, 
     assert (arrays(cache), forwards) == ([], [2])
     (part,) = cache.glob(".*.part")
     with open(part, "ab") as stream:
-        stream.write(bytes(torn))  # of a row that was being written
+        stream.write(bytes(torn))  # part of a row that was being written
     found = extract(checkpoint, read(folder), Transform(), cache)
     assert forwards == [2, 2, 1]  # the first batch was not forwarded again
     whole = extract(checkpoint, read(folder), TRANSFORM, tmp_path / "other")
@@ -147,7 +147,7 @@ def test_an_interrupted_pass_is_continued_and_ends_the_same(checkpoint, folder, 
 
 
 def interrupt(checkpoint, folder, cache, batches, batch_size=2):
-    """Leave a part of so many batches, as a kill between two of them does."""
+    """Leave a partial array of so many batches, as a kill between two of them does."""
     forward = features.forward
 
     def some(*args, **options):
@@ -279,7 +279,7 @@ def test_a_full_disk_is_an_oserror_and_loses_no_whole_batch(checkpoint, folder, 
 
 
 def test_an_image_changed_in_place_misses_the_cache(checkpoint, folder, tmp_path, forwards):
-    """Neither names nor sizes tell that these pixels are others."""
+    """The pixels change, but neither names nor sizes do."""
     path = folder / "a" / "0.bmp"
     Image.new("RGB", (32, 32)).save(path)
     first = extract_features(checkpoint, read(folder), TRANSFORM, tmp_path / "cache")
@@ -322,7 +322,7 @@ def test_mixed_precision_is_another_array_of_about_the_same_numbers(checkpoint, 
 
 
 def race(path, folder, cache, number, forwarded):
-    """Ask for the same features as others do; the first forward pass waits until all had the time to ask."""
+    """Ask for the same features as other processes; the first forward pass waits until all have had time to ask."""
     torch.set_num_threads(1)
     checkpoint = load_checkpoint(path)
     network = features._network
@@ -374,7 +374,7 @@ def test_a_broken_image_is_named_and_leaves_no_array(checkpoint, folder, tmp_pat
         path.unlink()
     with pytest.raises(UserError) as caught:
         extract_features(checkpoint, images, TRANSFORM, tmp_path / "cache", workers=workers)
-    # A worker puts its traceback before the message; `cli.run` shows the last line.
+    # A worker's message follows its traceback; `cli.run` shows the last line.
     assert str(path) in str(caught.value).strip().splitlines()[-1]
     assert arrays(tmp_path / "cache") == []
 
@@ -413,7 +413,7 @@ def test_pixels_pass_as_bytes_and_reach_the_network_as_the_transform_says(checkp
     assert (collate[0].dtype, collate[0].shape[2]) == (torch.uint8, 3)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(seen[0], want)  # every bit
-    # Any other transform's tensors are taken as they are.
+    # The tensors of any other transform are used as they are.
     extract_features(checkpoint, images, lambda image: 2 * TRANSFORM(image), tmp_path / "other")
     assert torch.equal(seen[1], 2 * want)
     assert collate[1].dtype == torch.float32

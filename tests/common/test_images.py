@@ -90,7 +90,7 @@ def test_empty_classes_and_file_types_that_are_not_read_are_named(folder, capfd)
         "files that are not read: 2 .heic, 1 .npy, 1 .txt, 1 outside the class folders, 1 without an ending\n" in said
     )
     read(folder)
-    assert capfd.readouterr().err == ""  # said once
+    assert capfd.readouterr().err == ""  # it was printed once
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x.pgm", "x.JFIF", "x.webp", "x.PNM"])
@@ -253,7 +253,7 @@ def tiff(bits, content, width, *, sample_format=1, photometric=1, end="<"):
     return head + content + struct.pack(f"{end}H", len(tags)) + entries + bytes(4)
 
 
-LEVELS = np.array([0, 255, 32768, 65535], np.uint16)  # are 0, 1, 128 and 255 of 255
+LEVELS = np.array([0, 255, 32768, 65535], np.uint16)  # 0, 1, 128 and 255 in 8 bits
 DEEP = {
     "16.tif": tiff(16, LEVELS.tobytes(), 4),
     "16 big-endian.tif": tiff(16, LEVELS.astype(">u2").tobytes(), 4, end=">"),

@@ -11,7 +11,6 @@ import torchvision.datasets
 from common.readers import VOC_CLASSES
 from common.sources import PAPER, SOURCES, known, make_data, remedy, suite
 from tests.layouts import WRITERS
-from transfer.datasets import fifth
 from transfer.metrics import METRICS
 
 ELEVEN = list(WRITERS)
@@ -81,8 +80,6 @@ def test_the_table_is_the_papers():
         assert (source.classes, source.metric, sum(trainval), test) == published.pop(name)
     assert published == {}
     assert len(VOC_CLASSES) == 20
-    # What is left for training where a fifth becomes val, and where the splits are predefined.
-    assert 50_000 - len(fifth(50_000)) == 40_000
     predefined = {n: tuple(s.splits.values())[:2] for n, s in sources.items() if len(s.splits) == 3}
     assert predefined == {
         "aircraft": (3_334, 3_333),

@@ -29,6 +29,17 @@ def test_a_test_split_without_a_class_is_refused_and_the_training_split_is_not(v
         open_images("imagenet", ".", "test")
 
 
+def test_any_data_set_with_one_label_per_image_serves(tmp_path):
+    for name in ("cifar100", "flowers"):
+        with pytest.raises(UserError, match=rf"is missing; run `make data DATASET={name} DATA={tmp_path}`"):
+            open_images(name, tmp_path, "test")
+    for name in ("voc2007", "coco"):
+        with pytest.raises(
+            UserError, match=f"^config: unknown data set '{name}'; known: aircraft, .*, digits, folder$"
+        ):
+            open_images(name, tmp_path, "test")
+
+
 def test_both_splits_have_the_labels_of_the_same_classes(space):
     for split, count in (("train", 6), ("test", 3)):
         images = open_images("folder", "data", split)

@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-import pretrain.methods
 import pretrain.optim
 from common.checkpoint import load_checkpoint
 from common.engine import runner as engine
@@ -23,7 +22,7 @@ from common.engine.batch import plan_batch, processes
 from common.engine.processes import _start_gloo, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
-from pretrain import hooks, neighbours, train
+from pretrain import hooks, knn, methods, train
 from pretrain.fit import pretrain
 from pretrain.loop import ResumableEpochLoop
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, weights_and_log
@@ -151,18 +150,17 @@ def free_port() -> int:
 
 RANKS = '''
 """Train as the arguments say, and keep this process's weights."""
-import os, sys, torch
+import sys, torch
 from common import cli
-from common.engine import runner as engine
 from common.engine.processes import unwrapped
 from pretrain import train
-original = engine.train
-def keep(runner):
-    original(runner)
+from pretrain.fit import pretrain
+def main():
+    [job] = train.jobs(sys.argv[1:])
+    runner = pretrain(job)
     state = {k: v for k, v in unwrapped(runner.model).state_dict().items() if "running" not in k}
     torch.save((state, torch.get_rng_state()), f"rank{runner.rank}.pth")
-engine.train = keep
-cli.run(lambda: train.main(sys.argv[1:]))
+cli.run(main)
 '''
 
 
@@ -192,7 +190,7 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     state = torch.load(space / "runs/demo/pretrain/simsiam_gsg/iter_6.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     # The bank was shared by the processes, and is judged as a whole: as one process judges the export.
-    neighbours.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
+    knn.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
     record = json.loads((space / "results/demo/knn/simsiam_gsg/data-seed0.json").read_text())
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
@@ -236,7 +234,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch(space, monkeypatch):
 
 def test_the_target_moves_once_a_step_of_many_parts(space, monkeypatch):
     moves = []
-    monkeypatch.setattr(pretrain.methods.BYOL, "start_step", lambda self: moves.append(self))
+    monkeypatch.setattr(methods.BYOL, "start_step", lambda self: moves.append(self))
     run_train("--accumulate", "2", method="byol")
     assert len(moves) == 6
 
@@ -273,17 +271,17 @@ SLOW = ("optim_wrapper.optimizer.lr=0.0001",)  # so that rounding is not what tr
 def test_mixed_precision_keeps_float32_weights_and_learns_nearly_the_same(space, monkeypatch, dtype):
     plain = runner_of(method="byol_gsg", options=SLOW)
     seen = []
-    original = pretrain.methods.gsg_loss
+    original = methods.gsg_loss
 
     def spy(image, *args):
         seen.append({value.dtype for value in image})
         return original(image, *args)
 
-    monkeypatch.setattr(pretrain.methods, "gsg_loss", spy)
-    project = pretrain.methods.SimSiam.project
+    monkeypatch.setattr(methods, "gsg_loss", spy)
+    project = methods.SimSiam.project
     lower = []
     monkeypatch.setattr(
-        pretrain.methods.SimSiam, "project", lambda self, x: (lower.append(project(self, x).dtype), project(self, x))[1]
+        methods.SimSiam, "project", lambda self, x: (lower.append(project(self, x).dtype), project(self, x))[1]
     )
     mixed = runner_of("--amp", dtype, "--runs", "r", "--checkpoints", "c", method="byol_gsg", options=SLOW)
     assert set(lower) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]}  # the networks
@@ -312,15 +310,15 @@ def test_channels_last_changes_the_layout_and_not_the_result(space, monkeypatch)
 
 def test_images_are_channels_last_where_the_networks_see_them(space, monkeypatch):
     """The target's too, and the chosen ones: layouts survive a permutation and a choice."""
-    project, seen = pretrain.methods.SimSiam.project, []
+    project, seen = methods.SimSiam.project, []
 
     def note(x):
         seen.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
 
-    monkeypatch.setattr(pretrain.methods.SimSiam, "project", lambda self, x: (note(x), project(self, x))[1])
-    targets = pretrain.methods.BYOL.targets
+    monkeypatch.setattr(methods.SimSiam, "project", lambda self, x: (note(x), project(self, x))[1])
+    targets = methods.BYOL.targets
     monkeypatch.setattr(
-        pretrain.methods.BYOL,
+        methods.BYOL,
         "targets",
         lambda self, inputs, z=(): ([note(x) for x in inputs], targets(self, inputs, z))[1],
     )

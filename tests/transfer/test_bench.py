@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, here on problems too small for the numbers to matter."""
+"""The benchmarks measure what they claim, here on problems too small for the numbers to matter."""
 
 import time
 

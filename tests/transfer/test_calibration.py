@@ -12,7 +12,7 @@ def softmax(scores):
 
 
 def drawn(n, scale, seed=0):
-    """Scores whose softmax, at the temperature `scale`, is what the labels are drawn from."""
+    """Return labels and scores; the labels are drawn from the softmax of the scores at temperature `scale`."""
     rng = np.random.default_rng(seed)
     scores = 2 * rng.standard_normal((n, 4))
     cumulative = softmax(scores).cumsum(1)
@@ -39,7 +39,7 @@ def test_the_error_is_guo_s(n, seed, scale):
 
 
 def test_the_error_by_hand():
-    # 0.95 confident and right in half of the cases: 45 points off; 0.60 confident and right in all: 40 off.
+    # 0.95 confident and right in half of the cases: 45 points off; 0.60 confident and always right: 40 off.
     probabilities = np.array([[0.95, 0.05]] * 2 + [[0.6, 0.4]] * 2)
     assert expected_calibration_error(np.array([0, 1, 0, 0]), probabilities) == pytest.approx((45 + 40) / 2)
     assert expected_calibration_error(np.array([0]), np.array([[1.0, 0.0]])) == 0  # the last bin holds 1
@@ -58,7 +58,7 @@ def test_scaling_mends_what_is_overconfident():
 
 
 def test_each_fold_is_fitted_alone_and_judged_on_the_others():
-    """Step by step as the source: the legacy generator's order, the remainder in no fold, mean of five."""
+    """Upstream's steps: the order of the legacy generator, the rest in no fold, the mean of five."""
     labels, scores = drawn(53, 3.0)
     np.random.seed(0)
     order = np.arange(53)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_the_45_values_give_the_cpus_curve_and_accuracy(device):
-    """Within four of 800 validation images, as the bounds of both leave the weights a hair apart."""
+    """Within four of 800 validation images, as the bounds of both let the weights differ slightly."""
     problem = Problem(7, noise=2.0, n=4000, test=4000, dim=96)
     x, y = make_features(problem)
     both, test = Features(x[:4000], y[:4000]), Features(x[4000:], y[4000:])

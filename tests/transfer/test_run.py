@@ -124,7 +124,7 @@ def test_the_command_starts_without_torch():
 
 @pytest.fixture
 def caltech(tiny, tmp_path, monkeypatch):
-    """Let the demo know the tiny Caltech-101, in a place of its own."""
+    """Let the demo profile know the tiny Caltech-101, in a data root of its own."""
     tiny("caltech101")
     demo = replace(SOURCES["caltech101"], size=32, resize=32, profiles=("demo",))
     monkeypatch.setitem(SOURCES, "caltech101", demo)
@@ -140,7 +140,7 @@ def test_a_drawn_split_is_written_beside_the_records_and_can_be_used_again(house
     record = json.loads((results / "demo/recognition/byol/caltech101-seed0.json").read_text())
     assert record["protocol"]["split_file"] == "splits/caltech101.json"
     assert record["protocol"]["split_sha256"] == sha256_of_file(written)
-    assert [r["dataset"] for r in read_records(results, "demo")[0]] == ["caltech101"]  # the lists are no record
+    assert [r["dataset"] for r in read_records(results, "demo")[0]] == ["caltech101"]  # the lists are not a record
 
     lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
     for number, path in enumerate((tmp_path / "a.json", tmp_path / "b.json")):
@@ -169,7 +169,7 @@ def test_a_split_file_that_cannot_serve(house, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_house(tmp_path_factory):
-    """Return a folder with small copies of the eleven data sets and the authors' kind of checkpoint, a tiny network."""
+    """Return a folder with small copies of the eleven data sets and a checkpoint of a tiny network."""
     root = tmp_path_factory.mktemp("small")
     small_copies.write(root / "data")
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
 
     monkeypatch.setattr(transfer.suite.time, "sleep", sleep)
     run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
-    assert naps == [["pets"]]  # which did not wait
+    assert naps == [["pets"]]  # it did not wait
     assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out
     assert [record["dataset"] for record in read_records(tmp_path, "imagenet")[0]] == ["dtd", "pets"]
     assert not list(tmp_path.rglob("*.claim"))

@@ -39,7 +39,7 @@ def split(train, val, test, multilabel=False, seed=0, **options):
 
 
 def literal(both, train, val, test, grid):
-    """The protocol as plainly as it can be said, in float64 and to the end: every fit alone and from zero."""
+    """The protocol at its plainest, in float64 and to convergence: each fit by itself and from zero."""
     binary = both.y.max() == 1
 
     def fit(rows, wd):
@@ -256,7 +256,7 @@ UNITS = {
 @pytest.mark.parametrize("k", [2, 5])
 @pytest.mark.parametrize("units", UNITS)
 def test_features_in_any_unit_are_fitted_to_the_optimum(units, k, device):
-    """The penalty is on the weights of the features as they are given."""
+    """The penalty applies to the weights of the features as given."""
     both, train, val, test = split(150, 100, 200, k=k, spread=3.0, dim=12)
     both, test = (Features((part.x * UNITS[units]).astype(np.float32), part.y) for part in (both, test))
     mean = both.x[train].mean(0, dtype=np.float64)
@@ -277,7 +277,7 @@ def test_features_in_any_unit_are_fitted_to_the_optimum(units, k, device):
 
 @pytest.mark.parametrize("k", [2, 5])
 def test_a_stop_far_from_the_optimum_is_no_convergence(monkeypatch, k):
-    """scikit-learn gives no warning where the loss, as rounded, does not fall any more."""
+    """scikit-learn gives no warning where the rounded loss stops falling."""
     fit = LogisticRegression.fit
 
     def stopping(self, x, y):
@@ -413,19 +413,19 @@ def test_a_fit_starts_where_the_last_two_point_to(monkeypatch):
         for wd in grid:
             last = RegularisationPath(x, y, binary=False, start=last).fit(wd)
     assert ahead < 0.7 * sum(counted), (ahead, sum(counted))
-    # The grid's steps are equal; where they are not, the step ahead is in proportion.
+    # The grid's steps are equal; where steps are not, the extrapolation is in proportion.
     path._last = [(np.log(4.0), np.ones((5, 60)), np.zeros(5)), (np.log(2.0), np.full((5, 60), 2.0), np.ones(5))]
     path._start(0.5)
     assert path._estimator.coef_ == pytest.approx(4)
     assert path._estimator.intercept_ == pytest.approx(3)
-    assert [fit.close for fit in ours] == sorted((fit.close for fit in ours), reverse=True)  # strong decays' are
+    assert [fit.close for fit in ours] == sorted((fit.close for fit in ours), reverse=True)  # at strong decays
     assert ours[0].close
     assert not ours[-1].close
 
 
 @pytest.mark.parametrize("wd", [1e-6, 1e-3, 1.0])
 def test_the_refit_does_not_remember_the_smaller_set(wd, monkeypatch):
-    """Its scores are those of a fit to the end in float64, also where TOL lets many weights pass."""
+    """Its scores are those of a converged fit in float64, also where TOL accepts many weights."""
     both, train, val = hard()
     scored = []
     monkeypatch.setitem(
