@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from pkgutil import resolve_name
 from typing import Any
 
@@ -132,9 +132,9 @@ class _Types:
 def _unread(value: Any, known: Any, key: str, types: _Types) -> Iterator[tuple[str, set[str]]]:
     """Yield each unread dotted key of nested dicts and lists, and what is read in its place; `key` leads to `value`."""
     if isinstance(value, list | tuple):
-        before = known if isinstance(known, list | tuple) else ()
-        for number, item in enumerate(value):
-            yield from _unread(item, before[number] if number < len(before) else None, f"{key}{number}.", types)
+        sound = list(known)[: len(value)] if isinstance(known, list | tuple) else []
+        for number, (item, other) in enumerate(zip_longest(value, sound)):
+            yield from _unread(item, other, f"{key}{number}.", types)
         return
     row = _row(key)
     if not isinstance(value, dict) or row == ["*"]:
@@ -153,7 +153,7 @@ def _readable(value: dict[str, Any], row: list[str], key: str, types: _Types) ->
     names = {word for word in row if ":" not in word}
     if "type" not in value or "type" in names:
         return names.union(*(_parameters(resolve_name(word)) for word in row if ":" in word))
-    return names.union({"type"}, *map(_parameters, types.found(value["type"], key)))
+    return names.union({"type"}, *map(_parameters, types.found(str(value["type"]), key)))
 
 
 def _keys(value: Any, key: str = "") -> Iterator[str]:
