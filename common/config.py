@@ -33,28 +33,10 @@ SET_BY_COMMANDS = {
 
 # What the values of these keys must be, wherever in a config they stand: without it they would still give numbers, or
 # fail late.
-_LEAST = {  # of whole numbers
-    **dict.fromkeys(("batch_size", "base_batch_size", "max_epochs", "max_iters", "accumulate", "k", "interval"), 1),
-    **dict.fromkeys(
-        (
-            "num_views",
-            "num_classes",
-            "layers",
-            "dim",
-            "hidden_dim",
-            "val_interval",
-            "size",
-            "resize",
-            "num",
-            "max_per_img",
-        ),
-        1,
-    ),
-    **dict.fromkeys(
-        ("channels", "out_channels", "feat_channels", "fc_out_channels", "end", "T_max", "total", "every"), 1
-    ),
-    **dict.fromkeys(("num_workers", "workers", "begin"), 0),
-}
+_COUNTS = """accumulate base_batch_size batch_size channels dim end every fc_out_channels feat_channels hidden_dim
+    interval k layers max_epochs max_iters max_per_img num num_classes num_views out_channels resize size T_max total
+    val_interval"""
+_LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(("begin", "num_workers", "workers"), 0)}
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
     "lr": ("a number from 0 on", lambda value: value >= 0),
@@ -66,10 +48,10 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
         ("a number from 0 to 1", lambda value: 0 <= value <= 1),
     ),
 }
-_BOOLEANS = "channels_last device_views deterministic enable persistent_workers pin_memory drop_last shuffle stop "
+_BOOLEANS = """channels_last chosen_only compile deterministic device_views drop_last enable nesterov persistent_workers
+    pin_memory save_last shuffle skip_corrupt stop"""
 _CHOICES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_BOOLEANS.split(), (True, False)),
-    **dict.fromkeys(("compile", "chosen_only", "skip_corrupt", "nesterov", "save_last"), (True, False)),
     "compile.mode": ("default", "reduce-overhead", "max-autotune"),
     "dtype": (None, "float16", "bfloat16"),
     "interpolation": ("bilinear", "bicubic"),
@@ -111,8 +93,8 @@ def load_config(
     before = config.to_dict()
     try:
         config.merge_from_dict(options)
-    except (TypeError, KeyError) as error:
-        said = "an entry on its way is not a dict" if isinstance(error, TypeError) else str(error).strip("'\"")
+    except Exception as error:  # mmengine raises KeyError for the number of a list entry, many others for its kind
+        said = str(error).strip("'\"") if isinstance(error, KeyError) else "an entry on its way is not a dict"
         raise UserError(f"config {path.name}: {', '.join(options)}: {said}; correct --cfg-options") from None
     after = config.to_dict()
     check_keys(config, name=path.name, register=register, known=before)
@@ -125,6 +107,8 @@ def _refuse_idle(name: str, config: Config, options: dict[str, Any], set_by_comm
     # Only mmengine's Runner reads more than the file says, and it knows no evaluation.
     unread = {"evaluation"} if "model" in config else set(PLAIN[""].split())
     remedies = {**dict.fromkeys(unread - config.keys(), "remove it"), **SHARED_VALUES, **SET_BY_COMMANDS}
+    if any("_delete_" in key.split(".") for key in options):
+        raise UserError(f"config {name}: _delete_ is for config files; set the entries themselves")
     for entry, remedy in {**remedies, **set_by_command}.items():
         for key in options:
             if f"{key}.".startswith(f"{entry}."):

@@ -47,6 +47,8 @@ pretrain     train_dataloader.dataset.augmentation.1.hu=0.1 did you mean 'train_
 pretrain     param_scheduler.0.eta_mn=0.1                   did you mean 'param_scheduler.0.eta_min'?
 pretrain     randomness.determinstic=True                   did you mean 'randomness.deterministic'?
 pretrain     compile.mod=default                            did you mean 'compile.mode'?
+pretrain     custom_hooks.0=1                               an entry on its way is not a dict; correct --cfg-options
+pretrain     model.backbone._delete_=True                   set the entries themselves
 linear       default_hooks.collapse.stop=True               remove it
 linear       val_evaluator.type=TopKK                       did you mean 'TopK'?
 linear       evaluation.k=5                                 remove it
@@ -122,7 +124,7 @@ def test_a_wrong_option_ends_in_one_line_before_anything_is_written(case, tmp_pa
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: config ")
     key = option.partition("=")[0]
-    assert key in line or key.rpartition(".")[0] in line  # of `default_hooks.chekpoint.interval`, `chekpoint` is wrong
+    assert key in line or key.rpartition(".")[0] in line or key.rpartition(".")[2] in line  # the part that is wrong
     assert remedy in line
     assert list(tmp_path.iterdir()) == []
 
