@@ -2,5 +2,5 @@
 
 
 def register() -> None:
-    """Make what the room's configs name known to mmengine's registries."""
+    """Register with mmengine what this room's configs name."""
     from pretrain import hooks, loop, methods, optim, probe, views  # noqa: F401

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def _imagefolder(root: Path, split: str, name: str) -> LabelledImages:
     sub = {"train": "train", "test": "val"}[split]
-    hint = f"place one folder a class, with its images, in {root / 'train'} and {root / 'val'}"
+    hint = f"place one folder per class, with its images, in {root / 'train'} and {root / 'val'}"
     images = image_folder(root / sub, name=f"{name}-{split}", hint=hint)
     if split == "test" and (root / "train").is_dir():
         check_classes(root / "train", images)
@@ -35,7 +35,7 @@ def open_images(name: str, root: str, split: str) -> LabelledImages:
     """Return the labelled images of `split` ("train" or "test") of a data set.
 
     `digits`: embedded. `cifar10`: the official `cifar-10-batches-py` or `-bin` under the root. `imagenet`:
-    `<root>/imagenet/{train,val}` with a folder a class. `folder`: any ImageFolder, `<root>/{train,val}`.
+    `<root>/imagenet/{train,val}` with a folder per class. `folder`: any ImageFolder, `<root>/{train,val}`.
     Raises UserError naming what is missing and what to place there, or the classes in which the test split's folders
     differ from the training split's.
     """
@@ -45,7 +45,7 @@ def open_images(name: str, root: str, split: str) -> LabelledImages:
 
 
 def label(images: Mapping[str, Any]) -> str:
-    """Return what records and checkpoints call the data set of `images`, a config's arguments of `open_images`."""
+    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`."""
     return Path(images["root"]).resolve().name if images["name"] == "folder" else str(images["name"])
 
 
@@ -55,7 +55,7 @@ def use_folder(config: "Config", root: Path) -> None:
     Raises UserError when `root` has no `train` folder. One without `val` can be pretrained on, but not tested on.
     """
     if not (root / "train").is_dir():
-        raise UserError(f"--data-root {root} has no folder 'train'; place one folder a class in {root / 'train'}")
+        raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
     images = dict(name="folder", root=str(root))
     tested = (root / "val").is_dir()
     if "train_dataloader" in config:
