@@ -96,9 +96,6 @@ class GaussianBlur:
         """Return the blurred image."""
         return gaussian_blur(pixels, torch.empty(()).uniform_(*self.radius).item())
 
-    def __repr__(self) -> str:
-        return f"GaussianBlur(radius={self.radius})"
-
 
 class NormalizedTensor:
     """torchvision's ToTensor and Normalize by `mean` and `std`, as a table of the 256 levels."""

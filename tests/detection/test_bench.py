@@ -76,7 +76,3 @@ def test_operators_are_timed_against_the_compiled_ones(monkeypatch, name):
     assert said.endswith(" ms")
     assert set(calls) == {op for op in names if op.startswith(name)}
     assert len(calls) == 4 * len(set(calls))
-
-
-def test_make_bench_measures_detection_too():
-    assert "detection.bench" in table.ROOMS
