@@ -31,8 +31,8 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 SHOWN  = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
 IMAGES = $(if $(DATASET),--dataset "$(DATASET)") $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
 
-# Trainers may run on several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS counts those
-# of one machine; without a GPU they are CPU processes.
+# Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
+# on one machine; without a GPU they are CPU processes.
 EACH = $(or $(filter-out 0,$(GPUS)),1)
 ifeq ($(LAUNCHER),slurm)
   TRAIN  = srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(SRUN_ARGS) $(PYTHON) -m
@@ -73,7 +73,7 @@ lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away enviro
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
 	@$(PYTHON) -m tools.demo --data "$(DATA)" $(REPLACE) $(ARGS)
 
-data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; none: the demo's own data
+data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
 	@$(PYTHON) -m common.download $(COMMON) --dataset "$(DATASET)" $(ARGS)
 
 pretrain: $(SETUP) ## pretrain METHOD and export checkpoints/PROFILE/METHOD.pth
@@ -112,7 +112,7 @@ segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
 	@$(PYTHON) -m analysis.tables $(COMMON) $(ARGS)
 
-tsne: $(SETUP) ## t-SNE of test features, one panel a method; of DATASET or DATA_ROOT, of CHECKPOINT
+tsne: $(SETUP) ## t-SNE of test features, one panel per method; DATASET or DATA_ROOT and CHECKPOINT choose others
 	@$(PYTHON) -m analysis.tsne $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
 
 curves: $(SETUP) ## loss, std and kNN of pretraining against epochs and time, from the logs

@@ -20,7 +20,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, like every other error of a user.
 
-    Nothing is abbreviated: --checkpoint must not be taken for --checkpoints.
+    Options cannot be abbreviated, so that --checkpoint is not taken for --checkpoints.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +112,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
 
 
 def exports(args: argparse.Namespace) -> list[Subject]:
-    """Return the checkpoints of our own that pretraining makes, of the arguments' methods and seed."""
+    """Return our own checkpoints of the arguments' methods and seed, which pretraining makes."""
     folder = args.checkpoints / args.profile
     return [
         Subject(
@@ -139,10 +139,10 @@ def announce(module: str, args: argparse.Namespace, **paths: Any) -> None:
 def run(
     main: Callable[[], Any], *, interrupted: str = "the same command with RESUME=1 (--resume) continues"
 ) -> NoReturn:
-    """Run a command and exit: 0 when it ends well, 1 after one line on a user's mistake, 128 + n after signal n.
+    """Run a command and exit: with 0 after success, 1 after one line on a user's mistake, 128 + n after signal n.
 
-    Of several processes, the first alone speaks. `interrupted` says how to go on after a signal. Any other
-    exception is a fault of ours and keeps its traceback.
+    Of several processes, only the first prints. `interrupted` says how to continue after a signal. Any other
+    exception is a bug of ours and keeps its traceback.
     """
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
@@ -152,7 +152,7 @@ def run(
         _fail(str(error))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {interrupted}", file=sys.stderr)
-        # Worker threads may still hold locks of half-closed libraries: leave without their finalisers.
+        # Skip the finalisers: worker threads may still hold locks of half-closed libraries.
         sys.stdout.flush()
         os._exit(INTERRUPTED)
     except Stopped as stopped:
@@ -164,12 +164,12 @@ def run(
             raise
         _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
     if group := _group():
-        group.destroy_process_group()  # its threads, if still there, may abort Python as it exits
+        group.destroy_process_group()  # else its threads may abort Python at exit
     sys.exit(0)
 
 
 def _group() -> Any:
-    """Return torch.distributed if this process is in a process group, else None; torch is not imported for it."""
+    """Return torch.distributed if this process is in a process group, else None, without importing torch."""
     distributed = sys.modules.get("torch.distributed")
     here = distributed is not None and distributed.is_available() and distributed.is_initialized()
     return distributed if here else None
@@ -177,16 +177,16 @@ def _group() -> Any:
 
 def _fail(message: str) -> NoReturn:
     if rank() > 0:
-        time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
+        time.sleep(3)  # if the first process fails too, the launcher ends this one before it repeats the line
     print(f"error: {last_line(message)}", file=sys.stderr, flush=True)
-    if _group():  # which to leave in good order would take the others, who may be waiting for this process
+    if _group():  # a clean shutdown needs every rank, and some may be waiting for this one
         sys.stdout.flush()
         os._exit(1)
     sys.exit(1)
 
 
 class Options(DictAction):
-    """mmengine's DictAction, whose mistakes are one line."""
+    """mmengine's DictAction, with one line for a mistake."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Parse KEY=VALUE words into a dict."""
@@ -201,7 +201,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add_options_argument(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
-    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how ranks start")
+    parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how processes start")
 
 
 def add_options_argument(parser: argparse.ArgumentParser) -> None:
@@ -212,14 +212,14 @@ def add_options_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scale_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what fits a trainer to a machine; `scale_options` turns it into config entries."""
+    """Add the arguments that fit a trainer to a machine; `scale_options` turns them into config entries."""
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision")
     parser.add_argument(
         "--accumulate",
         type=whole("--accumulate", 1),
         default=1,
         metavar="N",
-        help="forward each process's batch in N parts, one step",
+        help="forward each process's batch in N parts within one step",
     )
     parser.add_argument("--channels-last", action="store_true", help="keep images and weights channels-last")
     parser.add_argument(
@@ -249,5 +249,5 @@ def scale_options(args: argparse.Namespace) -> dict[str, Any]:
         options["compile"] = True if args.compile == "default" else {"mode": args.compile}
     if getattr(args, "deterministic", False):
         options["randomness.deterministic"] = True
-        options["env_cfg.cudnn_benchmark"] = False  # which of its algorithms is quickest differs from run to run
+        options["env_cfg.cudnn_benchmark"] = False  # it would choose other algorithms from run to run
     return options

@@ -4,7 +4,7 @@ PROFILES = ("demo", "cifar10", "imagenet")
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
 
-# What METHOD can be varied by, as in METHOD=simsiam_gsg-batch64; each is a file of pretrain/configs/ablation/.
+# Variations of a method, as in METHOD=simsiam_gsg-batch64; each is a file of pretrain/configs/ablation/.
 ABLATIONS = (
     *("farthest", "random", "shared_views", "no_predictor"),
     *("batch64", "batch128", "batch256", "batch512", "batch1024"),

@@ -43,8 +43,9 @@ class Subject:
 class Job:
     """All that a run needs, resolved: nothing that takes a job reads the command line.
 
-    `settings` is the SHA-256 of what the result depends on beside the checkpoint; `config` is None for runs without a
-    config file, and shared: a run changes a copy. `products` are files that the run leaves beside its record.
+    `settings` is the SHA-256 of what the result depends on besides the checkpoint. `config` is None for runs without a
+    config file; jobs share it, so a run must change a copy only. `products` are files that the run leaves besides its
+    record.
     """
 
     key: RecordKey
@@ -57,21 +58,21 @@ class Job:
     launcher: str = "none"
     resume: bool = False
     overwrite: bool = True
-    again: bool = False  # also if its record is there
+    again: bool = False  # even if its record is there
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.subject.name} on {self.key.dataset}"
 
     @property
     def place(self) -> Path:
-        """The file of its record."""
+        """The path of its record."""
         return self.key.path(self.folders.results)
 
     @property
     def feature_cache(self) -> Path:
-        """The folder of the features that the evaluations of a profile share."""
+        """The folder of features that a profile's evaluations share."""
         return self.folders.runs / self.key.profile / "features"
 
     @cached_property
@@ -88,10 +89,10 @@ class Job:
         return load_checkpoint(self.subject.path, make_it=self.subject.make_it, sha256=self.checkpoint_sha256)
 
     def is_done(self) -> bool:
-        """Return whether its record is there, of exactly this checkpoint and these settings, and its products are.
+        """Return whether its products and its record, of exactly this checkpoint and these settings, are there.
 
         Raises UserError when the checkpoint is missing, and for a record of another checkpoint or other settings
-        unless the job is to `overwrite` it.
+        unless the job may `overwrite` it.
         """
         sha256 = self.checkpoint_sha256
         if not self.place.is_file():
@@ -110,7 +111,7 @@ class Job:
         return (made_of["checkpoint_sha256"], made_of["config_sha256"]) == (checkpoint_sha256, self.settings)
 
     def stands_in_the_way(self) -> bool:
-        """Return whether its record's place holds one of another checkpoint or other settings, or a damaged one."""
+        """Return whether `place` holds a damaged record, or one of another checkpoint or other settings."""
         try:
             return self.place.is_file() and not self._is_of(self.place, self.checkpoint_sha256)
         except UserError:
@@ -121,7 +122,7 @@ J = TypeVar("J", bound=Job)
 
 
 class Measured(NamedTuple):
-    """What a run found. Metrics are percentages, 0-100; `details` is what stands behind them, as plain JSON."""
+    """The result of a run. Metrics are percentages, 0-100; `details` are the numbers behind them, as plain JSON."""
 
     metrics: Mapping[str, float]
     protocol: Mapping[str, Any]
@@ -136,7 +137,7 @@ def pending(jobs: Iterable[J]) -> list[J]:
 
 
 def todo(jobs: Sequence[J]) -> list[J]:
-    """Return the pending jobs, after a line for each that is done."""
+    """Return the pending jobs, and print a line for each that is done."""
     left = pending(jobs)
     for job in jobs:
         if job not in left:
@@ -145,10 +146,10 @@ def todo(jobs: Sequence[J]) -> list[J]:
 
 
 def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
-    """Measure the job's checkpoint, write the record, and say in a line what came out. Return the record's path.
+    """Measure the job's checkpoint, write the record, and print the result in one line. Return the record's path.
 
-    Of several processes that measure together, the first writes. A record of other settings or of another checkpoint
-    that stands in its place is kept beside it. Raises ValueError for a measurement that does not fit the schema.
+    Of several processes that measure together, the first writes. An earlier record of other settings or of another
+    checkpoint is kept beside the new one. Raises ValueError for a measurement that does not fit the schema.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     measured = measure(job, job.load())

@@ -4,7 +4,7 @@ PREDICTIONS = "predictions.json"  # in a run's work_dir
 
 
 def register() -> None:
-    """Make mmdet's modules and ours known to the registries."""
+    """Register mmdet's modules and this room's."""
     from common.mmlab.ops import register_detection
 
     register_detection()

@@ -10,14 +10,15 @@ from xml.etree import ElementTree
 
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.config import ConfigDict
+from typing_extensions import override
 
 from common.errors import UserError
 from common.preflight import check_once, decoded_size, read_json, read_list
 
-# Two empty boxes of the published instances_train2017.json (cocodataset/cocoapi, issue 355), by image. They are
-# left out of training, as detectron2 does.
+# The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
+# leaves the boxes out, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
-CHECK = "images decoded"  # what the check asks for besides; another word when it asks for more
+CHECK = "images decoded"  # part of the cache's key; to be changed when the check asks for more
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
@@ -69,7 +70,7 @@ def _text(element: ElementTree.Element, tag: str) -> str:
 
 
 def check_box(where: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
-    """Raise UserError unless the box (x0, y0, x1, y1), of borders counted from 0, lies in an image (width, height)."""
+    """Raise UserError unless the box (x0, y0, x1, y1), its borders counted from 0, lies in an image (width, height)."""
     x0, y0, x1, y1 = box
     said = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
     if not (x1 > x0 and y1 > y0):
@@ -127,13 +128,13 @@ def _check_coco(folder: Path, path: Path, classes: Sequence[str], cache: Path) -
 
 
 class CocoFile(COCO):
-    """mmdet's COCO, of a file that need not say `area` (then that of the box) nor `iscrowd` (then no crowd).
+    """mmdet's COCO, for a file that may lack `area` (then the box's) and `iscrowd` (then 0).
 
-    Objects are numbered from 1: pycocotools takes one of number 0 that was found for one that was not.
+    Objects are numbered from 1, because pycocotools counts a detected object with number 0 as missed.
     """
 
-    def createIndex(self) -> None:  # noqa: N802  (pycocotools's name)
-        """Complete the objects, then index them."""
+    @override
+    def createIndex(self) -> None:
         for number, thing in enumerate(self.dataset["annotations"], 1):
             thing["id"] = number
             thing["iscrowd"] = int(thing.get("iscrowd") or 0)
@@ -143,7 +144,7 @@ class CocoFile(COCO):
 
 
 def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Return each image with its objects. Raises UserError for a file that is no COCO file of these classes."""
+    """Return each image with its objects. Raises UserError for a file that is not a COCO file of these classes."""
     content = read_json(path)
     try:
         for kind, key in (("categories", "id"), ("categories", "name"), ("images", "id"), ("annotations", "id")):
@@ -196,7 +197,7 @@ def _check_unique(path: Path, kind: str, key: str, values: list[Any]) -> None:
 
 
 def _check_thing(thing: dict[str, Any]) -> None:
-    """Raise ValueError for an object whose box is of a wrong type, or its `area` or `iscrowd`, which may be absent."""
+    """Raise ValueError for an object with a wrong `bbox`, `area` or `iscrowd`; the last two may be absent."""
     box, area, crowd = thing["bbox"], thing.get("area"), thing.get("iscrowd")
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         raise ValueError(f"object {thing['id']}: bbox {box!r} is not four numbers")

@@ -1,6 +1,6 @@
 """How long the detector waits for its data, and what serving mmcv's operators from torchvision costs.
 
-make bench, or one of them: python -m detection.bench --only detection_data_wait_percent
+`make bench` measures all; `python -m detection.bench --only detection_data_wait_percent` measures one.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from typing_extensions import override
 
 from common import cli
 from common.bench import Benchmark, DeviceBenchmark, Found, Skipped, device_peak, run_room, write_photos
@@ -27,35 +28,37 @@ from common.mmlab.finetune import fit_to_arch
 from detection import register
 
 CONFIGS = Path(__file__).parent / "configs"
-WARM_UP, STEPS = {"cpu": 2, "cuda": 20}, {"cpu": 16, "cuda": 120}  # steps, those measured after the others
-IMAGES = 100  # JPEGs of each of VOC's two years, on "cuda"
+WARM_UP, STEPS = {"cpu": 2, "cuda": 20}, {"cpu": 16, "cuda": 120}  # numbers of steps
+IMAGES = 100  # JPEGs per year of VOC, on "cuda"
 REPEATS = 15
 
 
 def data_wait(device: str = "cpu") -> Found:
-    """Return which share of a training step's time, in percent, Faster R-CNN waits for its batch.
+    """Return the share of a training step's time, in percent, that Faster R-CNN waits for its batch.
 
-    On "cuda" it trains as the paper does on VOC, ResNet-50 as initialised, with the config's loading processes, on
-    JPEGs of VOC's size; on "cpu" it is the demo: ResNet-18, small scenes. Sums over the steps after those that warm up.
-    A wait begins when the device has done the step before. Also the median time of a step, in words, and the peak
-    MiB on the device.
+    On "cuda" it trains by the paper's VOC settings with a newly initialised ResNet-50, on JPEGs of VOC's size; on "cpu"
+    it is the demo, with ResNet-18 on small scenes. A wait begins when the device has finished the previous step. The
+    share is taken of the sums over all steps after the warm-up. Also returns the median time per step, in words, and
+    the peak MiB on the device.
     """
     register()
     on_gpu = device == "cuda"
     warm_up, steps = WARM_UP[device], STEPS[device]
 
     class Times(Hook):
-        """Note when each batch had come and when each step was done, after all other hooks."""
+        """Note when each batch came and when each step was done."""
 
-        priority = "LOWEST"
+        priority = "LOWEST"  # after all other hooks
 
         def __init__(self) -> None:
             self.came: list[float] = []
             self.done: list[float] = []
 
+        @override
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
             self.came.append(time.perf_counter())
 
+        @override
         def after_train_iter(
             self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
         ) -> None:
@@ -70,7 +73,7 @@ def data_wait(device: str = "cpu") -> Found:
         else:
             ensure_embedded(data)
         used = device_peak("cuda" if on_gpu else "cpu")
-        # The last step's time would otherwise be that of saving, too.
+        # Saving would count as part of the last step.
         options = {"train_cfg.max_iters": warm_up + steps, "default_hooks.checkpoint.save_last": False}
         config = load_config(CONFIGS / ("imagenet" if on_gpu else "demo") / "voc.py", options=options)
         config = join_data(config, data)
@@ -85,7 +88,7 @@ def data_wait(device: str = "cpu") -> Found:
     seconds = [after - before for before, after in zip(begun, done, strict=True)]
     waits = [after - before for before, after in zip(begun, came, strict=True)]
     count = config.train_dataloader.num_workers
-    said = f"{statistics.median(seconds):.3f} seconds an iteration, "
+    said = f"{statistics.median(seconds):.3f} seconds per iteration, "
     said += f"{count} loading processes" if on_gpu else f"{torch.get_num_threads()} threads"
     return Found(100 * sum(waits) / sum(seconds), said, used())
 
@@ -122,7 +125,7 @@ def compiled_ops() -> Any:
 
 
 def op_ratio(name: str, repeats: int = REPEATS, size: int = 1000) -> tuple[float, str]:
-    """Return the median time of torchvision's operator over that of mmcv's compiled one, taken in turn; and both.
+    """Time torchvision's operator and mmcv's compiled one in turns; return the ratio of the medians, and both in words.
 
     `nms`: 4 * size boxes at IoU 0.7; `roi_align`: size RoIs of 7 x 7 from a map of 200 x 304 with 64 channels,
     forward and backward. Raises Skipped where mmcv's are not built.
@@ -190,7 +193,7 @@ DEVICE_BENCHMARKS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write it where asked."""
+    """Measure the rows that `argv` names and print their table."""
     run_room("detection.bench", __doc__ or "", BENCHMARKS, argv, DEVICE_BENCHMARKS)
 
 

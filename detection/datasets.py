@@ -5,31 +5,32 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, VOCDataset
 from mmdet.registry import DATASETS
+from typing_extensions import override
 
 from common.preflight import read_list
 from detection.annotations import CocoFile, read_voc
 
-EMPTY = 1e-5  # pixels: the default of detectron2/data/detection_utils.py, filter_empty_instances
+EMPTY = 1e-5  # pixels; the default of filter_empty_instances in detectron2/data/detection_utils.py
 
 
 @DATASETS.register_module()
 class VOC(VOCDataset):
-    """mmdet's VOCDataset with detectron2's boxes, and in training `difficult` objects as objects like any other.
+    """mmdet's VOCDataset with detectron2's boxes, and training on `difficult` objects.
 
-    Boxes: VOC counts pixels from 1 and both ends belong to a box; `detectron2/data/datasets/pascal_voc.py`
+    Boxes: VOC counts pixels from 1, and both ends belong to a box; `detectron2/data/datasets/pascal_voc.py`
     subtracts 1 from xmin and ymin alone, which gives the box's borders; mmdet subtracts 1 from all four.
-    Difficult: mmdet marks them as ignored, and with its assigner's `ignore_iof_thr=-1` that makes them background;
-    detectron2 trains on them. In test mode the mark stays: they count neither as right nor as wrong.
+    Difficult objects: mmdet marks them as ignored, which its assigner's `ignore_iof_thr=-1` turns into background;
+    detectron2 trains on them. In test mode the mark stays, and they count neither as right nor as wrong.
     Raises UserError naming a broken annotation or an unknown class.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # mmdet notes the year here, which keeps 2007 and 2012 from being concatenated.
+        # mmdet stores the year here, which would forbid concatenating 2007 and 2012.
         self._metainfo["dataset_type"] = None
 
+    @override
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return mmdet's description of every image that the list names, in its order."""
         self.cat2label = {word: label for label, word in enumerate(self._metainfo["classes"])}
         return [
             self.parse_data_info(
@@ -42,8 +43,8 @@ class VOC(VOCDataset):
             for name in read_list(Path(self.ann_file))
         ]
 
+    @override
     def parse_data_info(self, img_info: dict[str, Any]) -> dict[str, Any]:
-        """Return mmdet's description of one image from its XML file."""
         path = Path(img_info["xml_path"])
         classes = self._metainfo["classes"]
         annotation = read_voc(path, classes)
@@ -70,14 +71,14 @@ class VOC(VOCDataset):
 class COCO(CocoDataset):
     """mmdet's CocoDataset with detectron2's choice of objects.
 
-    Crowds are no objects to train on (they become background, as with detectron2). Boxes below a pixel are, which
-    mmdet leaves out; empty ones are not. Classes are told apart by their names, in whatever order the file has them.
+    Training leaves out crowds, which become background as in detectron2, and empty boxes. It keeps boxes below a pixel,
+    which mmdet leaves out. Classes are matched by name, whatever their order in the file.
     """
 
     COCOAPI = CocoFile
 
+    @override
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-        """Return mmdet's description of one image."""
         image = raw_data_info["raw_img_info"]
         width, height = image["width"], image["height"]
         names = {number: category["name"] for number, category in self.coco.cats.items()}

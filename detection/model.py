@@ -18,12 +18,12 @@ class DetPreprocessor(Unblocking, DetDataPreprocessor):
 
 @MODELS.register_module()
 class Float32RPNHead(RPNHead):
-    """mmdet's RPNHead, whose proposals are float32 in any precision of the network.
+    """mmdet's RPNHead with float32 proposals, whatever the network's precision, and anchors in the padding.
 
-    mmdet makes the anchors in the type of the scores: in bfloat16 a corner at 1,333 pixels moves by up to 4.
+    mmdet gives the anchors the type of the scores: in bfloat16 a corner at 1,333 pixels moves by up to 4.
 
-    The anchors in an image's padding, up to the size of the batch, are negatives like any other, as in detectron2;
-    mmdet leaves out those beyond the image's own multiple of 32.
+    Anchors in an image's padding, up to the size of the batch, are negatives, as in detectron2; mmdet leaves out
+    those beyond the image's own multiple of 32.
     """
 
     def get_anchors(self, *args: Any, **kwargs: Any) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -38,10 +38,10 @@ class Float32RPNHead(RPNHead):
 
 @MODELS.register_module()
 class Float32RoIExtractor(SingleRoIExtractor):
-    """mmdet's SingleRoIExtractor, which pools in float32 in any precision of the network.
+    """mmdet's SingleRoIExtractor, pooling in float32 whatever the network's precision.
 
-    mmdet casts the RoIs to the type of the features, with the loss named above, and half-precision gradients of
-    hundreds of RoIs would add up in half precision.
+    mmdet casts the RoIs to the type of the features, which moves them as it does the anchors above; and the gradients
+    of hundreds of RoIs would be summed in half precision.
     """
 
     def forward(self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""What the detection figure shows: objects and detections of the first ten test images, in `predictions.json`.
+"""The data of the detection figure: objects and detections of the first ten test images, in `predictions.json`.
 
-Boxes are x0, y0, x1, y1 in the image's own pixels, counted from 0, of borders; images are named relative to the data
+A box is its borders x0, y0, x1, y1 in the image's own pixels, counted from 0. Images are named relative to the data
 root, or by their whole path if they lie elsewhere.
 """
 
@@ -16,11 +16,11 @@ from common.mmlab.jobs import named
 from detection import PREDICTIONS
 
 COUNT = 10
-SCORE = 0.05  # what the evaluation counts, too (ROI_HEADS.SCORE_THRESH_TEST)
+SCORE = 0.05  # the evaluation's threshold (ROI_HEADS.SCORE_THRESH_TEST)
 
 
 def save(runner: Runner, data: Path) -> None:
-    """Predict the first images of the test set with the runner's model as it is, and write the file."""
+    """Predict the first images of the test set with the runner's current model, and write the file."""
     dataset = runner.test_loop.dataloader.dataset
     runner.model.eval()
     images = []
@@ -32,8 +32,8 @@ def save(runner: Runner, data: Path) -> None:
     write_json(Path(runner.work_dir) / PREDICTIONS, content)
 
 
-def _image(info: dict[str, Any], found: Any, data: Path) -> dict[str, Any]:
-    found = found[found.scores >= SCORE].cpu()
+def _image(info: dict[str, Any], predicted: Any, data: Path) -> dict[str, Any]:
+    shown = predicted[predicted.scores >= SCORE].cpu()
     return {
         "path": named(info["img_path"], data),
         "width": info["width"],
@@ -50,7 +50,7 @@ def _image(info: dict[str, Any], found: Any, data: Path) -> dict[str, Any]:
         "detections": [
             {"box": [round(x, 2) for x in box], "label": label, "score": round(score, 4)}
             for box, label, score in zip(
-                found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+                shown.bboxes.tolist(), shown.labels.tolist(), shown.scores.tolist(), strict=True
             )
         ],
     }

@@ -29,7 +29,7 @@ FROZEN = {"model.backbone.frozen_stages": 3}
 
 
 def evaluate(job: jobs.Finetuning) -> None:
-    """Finetune one checkpoint, test and record it; then keep the predictions that the figure shows."""
+    """Finetune one checkpoint, test and record it; then save the predictions for the figure."""
     from common.mmlab.finetune import Finetune
     from detection import annotations, predictions
 
@@ -40,24 +40,24 @@ def evaluate(job: jobs.Finetuning) -> None:
         run.check(checkpoint, f"{make_data(dataset, job.folders.data)}, or {PLACE[dataset]}", annotations.check)
         run.fit(checkpoint)
         run.train()
-        found = run.test()
-        metrics = {name: found[f"{dataset}/{name}"] for name in METRICS}
-        return run.measured(metrics, details=per_class(found, prefix=f"{dataset}/AP_per_class/"))
+        scores = run.test()
+        metrics = {name: scores[f"{dataset}/{name}"] for name in METRICS}
+        return run.measured(metrics, details=per_class(scores, prefix=f"{dataset}/AP_per_class/"))
 
     run.record(measure, predictions.save)
 
 
-def per_class(found: dict[str, float], *, prefix: str) -> dict[str, dict[str, float]]:
+def per_class(scores: dict[str, float], *, prefix: str) -> dict[str, dict[str, float]]:
     """Return the record's `details`: the AP of every class, 0-100."""
-    aps = {key.removeprefix(prefix): round(value, 4) for key, value in found.items() if key.startswith(prefix)}
+    aps = {key.removeprefix(prefix): round(value, 4) for key, value in scores.items() if key.startswith(prefix)}
     return {"AP_per_class": aps}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line `argv` (default: sys.argv)."""
+    """Finetune every checkpoint that `argv` (default: sys.argv) names."""
     parser = jobs.parser("detection.train", __doc__.splitlines()[0])
     parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", DATASETS), help=" or ".join(DATASETS))
-    parser.add_argument("--frozen", action="store_true", help="train no layer of the backbone but the last stage")
+    parser.add_argument("--frozen", action="store_true", help="train only the last stage of the backbone")
     args = parser.parse_args(argv)
     cli.announce("detection.train", args, runs=args.runs)
     runs = jobs.resolve(

@@ -1,9 +1,9 @@
 """Augmentations from a config list: torchvision's random draws, OpenCV's arithmetic.
 
-An image between two steps is an array (H, W, 3) of uint8 in RGB. Each step draws its parameters as torchvision
-does, from torch's CPU generator alone, so a seed gives what torchvision's step of the same name would draw; the
-pixels differ from PIL's by a few levels at most (tests/pretrain/test_augmentation.py states how few). The
-paper's lists (appendix B.1, B.2) are in pretrain/configs/_base_.
+Between two steps an image is a uint8 RGB array (H, W, 3). Each step draws its parameters as torchvision does, from
+torch's CPU generator alone, so a seed gives the parameters that torchvision's step of the same name would draw.
+Pixels differ from PIL's by a few levels at most (tests/pretrain/test_augmentation.py has the bounds). The paper's
+lists (appendix B.1, B.2) are in pretrain/configs/_base_.
 """
 
 import math
@@ -17,70 +17,68 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
+from typing_extensions import override
 
 from common.errors import UserError
 from common.images import IMAGENET_MEAN, IMAGENET_STD
-
-# The loader's workers fill the cores already. mmengine's Runner sets this too; a plain DataLoader does not.
-cv2.setNumThreads(0)
 
 LEVELS = np.arange(256, dtype=np.uint8)
 SHARES = LEVELS / np.float32(255)
 
 
 class RandomResizedCrop(transforms.RandomResizedCrop):
-    """torchvision's, resized with antialiasing by torch's uint8 kernel, which computes what PIL's does."""
+    """torchvision's random crop, resized with antialiasing by torch's uint8 kernel, which computes the same as PIL."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return a random crop, resized to `size`."""
         return self.crop(pixels, self.get_params(torch.from_numpy(pixels).permute(2, 0, 1), self.scale, self.ratio))
 
     def crop(self, pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
-        """Return what is in `box` (top, left, height, width), resized to `size`."""
+        """Return the contents of `box` (top, left, height, width), resized to `size`."""
         top, left, height, width = box
-        # The kernel is fast on an array of its own, and slow on a window of another.
+        # Copied, because the kernel is slow on a window of a larger array.
         crop = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)
         resized = functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
         return np.ascontiguousarray(resized.permute(1, 2, 0).numpy())
 
 
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
-    """torchvision's: mirrored with probability `p`."""
+    """Mirror the image with probability `p`."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image, or its mirror image."""
         return cv2.flip(pixels, 1) if torch.rand(1) < self.p else pixels
 
 
 class RandomGrayscale(transforms.RandomGrayscale):
-    """torchvision's: without colour, still in three channels, with probability `p`."""
+    """Make the image grey, still in three channels, with probability `p`."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image, or its grey image."""
         return _grey(pixels) if torch.rand(1) < self.p else pixels
 
 
 class RandomInvert(transforms.RandomInvert):
-    """torchvision's: the negative with probability `p`."""
+    """Return the negative with probability `p`."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image, or its negative."""
         return 255 - pixels if torch.rand(1) < self.p else pixels
 
 
 class RandomAffine(transforms.RandomAffine):
-    """torchvision's, on a PIL image."""
+    """Turn, move, scale and shear the image, by PIL."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image, turned, moved, scaled and sheared."""
         return np.array(super().forward(Image.fromarray(pixels)))
 
 
 class ColorJitter(transforms.ColorJitter):
-    """torchvision's: brightness, contrast, saturation and hue in random order, in 8 bits after each."""
+    """Change brightness, contrast, saturation and hue in random order, going back to 8 bits after each."""
 
+    @override
     def forward(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the jittered image."""
         order, *factors = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
         for k in order.tolist():
             if factors[k] is not None:
@@ -89,7 +87,7 @@ class ColorJitter(transforms.ColorJitter):
 
 
 class GaussianBlur:
-    """PIL's Gaussian blur of a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
+    """PIL's Gaussian blur with a radius drawn uniformly from `radius`, in pixels (B.1: [0.1, 2])."""
 
     def __init__(self, radius: tuple[float, float] = (0.1, 2.0)) -> None:
         self.radius = radius
@@ -98,19 +96,16 @@ class GaussianBlur:
         """Return the blurred image."""
         return gaussian_blur(pixels, torch.empty(()).uniform_(*self.radius).item())
 
-    def __repr__(self) -> str:
-        return f"GaussianBlur(radius={self.radius})"
-
 
 class NormalizedTensor:
-    """torchvision's ToTensor and Normalize by `mean` and `std`, looked up by level: (3, H, W) float32."""
+    """torchvision's ToTensor and Normalize by `mean` and `std`, as a table of the 256 levels."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         every_level = transforms.ToTensor()(np.tile(LEVELS[:, None, None], (1, 1, 3)))
         self.tables = transforms.Normalize(mean, std)(every_level).numpy()  # (3, 256, 1)
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """Return the normalised tensor."""
+        """Return the normalised image (3, H, W) float32."""
         planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
         for channel, table, plane in zip(cv2.split(pixels), self.tables, planes, strict=True):
             cv2.LUT(channel, table, dst=plane)
@@ -130,14 +125,14 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Scale the levels' distance from the pixel's grey level, as PIL's ImageEnhance.Color does."""
-    # PIL cuts fractions off where OpenCV rounds. Not quite a half: an exact level must not round down.
+    # OpenCV rounds where PIL truncates, so subtract a half, but not quite: an exact level must stay.
     return cv2.addWeighted(pixels, factor, _grey(pixels), 1 - factor, -0.498)
 
 
 def adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Turn the hue by `factor` of the circle, as torchvision does in PIL's HSV of 8 bits."""
-    # OpenCV's HSV of 8 bits rounds where PIL cuts off, which made colours too strong. So its HSV of float32 is cut off
-    # here; a hue that rounding errors put just below a level is taken to be on it.
+    """Turn the hue by `factor` of the circle, as torchvision does in PIL's 8-bit HSV."""
+    # OpenCV's 8-bit HSV rounds where PIL truncates, which made colours too strong. So its float32 HSV is truncated
+    # here, and 1e-6 keeps a hue on its level that rounding errors put just below.
     hue, saturation, value = cv2.split(cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV))
     hue_level = (hue * (255 / 360 * (1 + 1e-6))).astype(np.uint8)
     saturation_level = (saturation * 255).astype(np.uint8)
@@ -147,10 +142,10 @@ def adjust_hue(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
-    """Blur as PIL's GaussianBlur(radius): three box filters that have variance radius² in all.
+    """Blur as PIL's GaussianBlur(radius) does: by three box filters whose variances add up to radius².
 
-    A box of 2 * whole + 1 pixels has at each end one pixel more, of the weight that the variance leaves
-    over (Gwosdek et al. 2011, extended box filtering). Each pass gives 8 bits and repeats the border.
+    A box has 2 * whole + 1 pixels and one more at each end, whose weight makes up the rest of the variance
+    (Gwosdek et al. 2011, extended box filtering). Each pass rounds to 8 bits and repeats the border.
     """
     whole = int((math.sqrt(4 * radius**2 + 1) - 1) / 2)
     end = (2 * whole + 1) * (radius**2 - whole * (whole + 1)) / (6 * (whole + 1) ** 2 - 2 * radius**2)
@@ -162,7 +157,7 @@ def gaussian_blur(pixels: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _blend_levels(level: int, factor: float) -> np.ndarray:
-    """Return for each level x: level + factor * (x - level), in 8 bits as PIL's Image.blend cuts it."""
+    """Return level + factor * (x - level) for each level x, truncated to 8 bits as by PIL's Image.blend."""
     blended = level + np.float32(factor) * (LEVELS - np.float32(level))
     return blended.clip(0, 255).astype(np.uint8)
 
@@ -180,13 +175,13 @@ AUGMENTATIONS: dict[str, Callable[..., Any]] = {
     "RandomInvert": RandomInvert,
     "GaussianBlur": GaussianBlur,
 }
-_OWN_PROBABILITY = (RandomHorizontalFlip, RandomGrayscale, RandomInvert)  # they draw themselves whether they act
+_OWN_PROBABILITY = (RandomHorizontalFlip, RandomGrayscale, RandomInvert)  # these apply `p` themselves
 
 
 def build_steps(steps: Sequence[dict[str, Any]]) -> list[tuple[Any, float]]:
     """Return (transform, probability) for each `dict(type=..., p=..., ...)` of a config's list, in the given order.
 
-    `p` applies a step with that probability. Raises UserError for an unknown step or option.
+    A step is applied with its probability `p`. Raises UserError for an unknown step or option.
     """
     built: list[tuple[Any, float]] = []
     for step in steps:
@@ -204,10 +199,10 @@ def build_steps(steps: Sequence[dict[str, Any]]) -> list[tuple[Any, float]]:
 
 
 def build_augmentation(steps: Sequence[dict[str, Any]]) -> Callable[[Image.Image | np.ndarray], Tensor]:
-    """Return the transform of a config's list, whose steps `build_steps` describes.
+    """Return the transform of a config's list of steps (see `build_steps`), followed by ImageNet's normalisation.
 
-    Conversion to a tensor (3, H, W) float32 and ImageNet's normalisation follow (B.1, B.2). Takes an image in RGB,
-    or its array (H, W, 3) of uint8. Raises UserError for an unknown step or option.
+    It takes an RGB image or its uint8 array (H, W, 3) and returns a float32 tensor (3, H, W) (B.1, B.2). Raises
+    UserError for an unknown step or option.
     """
     built = [
         transform if p == 1 or isinstance(transform, _OWN_PROBABILITY) else transforms.RandomApply([transform], p)

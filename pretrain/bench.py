@@ -1,6 +1,6 @@
 """What GSG, the loop and the views cost, as ratios within one run.
 
-make bench, or one of them: python -m pretrain.bench --only gsg_shared_step_ratio
+`make bench` measures all; `python -m pretrain.bench --only gsg_shared_step_ratio` measures one.
 """
 
 import multiprocessing
@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -21,6 +22,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from PIL import Image
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 import pretrain.hooks
 import pretrain.loop
@@ -41,20 +43,20 @@ REPEATS = 11
 
 
 class Shape(NamedTuple):
-    """A profile's networks and image size, with the batch that fits into a benchmark's time."""
+    """A profile's networks and image size, with a batch small enough for a benchmark."""
 
     profile: str
     batch: int
 
     @property
     def said(self) -> str:
-        """What a table calls it."""
+        """Its name in the table."""
         model = self.config.model
         return f"{self.profile}: {model.backbone.name}, 32x32, batch {self.batch}"
 
     @property
     def config(self) -> Config:
-        """The profile's settings of SimSiam."""
+        """The profile's SimSiam config, with this batch size."""
         config = load_config(CONFIGS / self.profile / "simsiam.py")
         config.train_dataloader.batch_size = self.batch
         return config
@@ -81,31 +83,28 @@ def step_of(shape: Shape, changes: dict[str, Any]) -> Callable[[], Any]:
 
 
 class Turn:
-    """A process's turns: it calls this before its first step and after each; another process says when to go on.
-
-    Seconds of the step go to the other process, whose word begins the next.
-    """
+    """Lets another process time this one's steps: to be called before the first step and after each."""
 
     def __init__(self, other: Connection) -> None:
         self.other = other
         self._begun: float | None = None
 
     def __call__(self) -> None:
-        """End the step that has begun, and wait for the next to begin."""
+        """Send the seconds of the step just taken, if any, and wait until the other process asks for the next."""
         if self._begun is not None:
             self.other.send(time.perf_counter() - self._begun)
         self.other.recv()
         self._begun = time.perf_counter()
 
 
-Steps = Callable[[Turn], None]  # takes steps, as many as there are turns
+Steps = Callable[[Turn], None]  # takes one step per turn
 
 
 def time_ratio(ours: Steps, reference: Steps, repeats: int) -> float:
     """Return the median over `repeats` turns of the time of a step of `ours` over that of `reference`.
 
-    Each runs in a process of its own, with the other waiting: in one, the memory that the larger leaves to the
-    allocator would save the smaller its page faults. The first step of each warms up.
+    Each runs in its own process while the other waits. In a shared process the smaller one would reuse the memory that
+    the larger one freed, and so be spared page faults. The first step of each warms up.
     """
     context = multiprocessing.get_context("spawn")
     processes, ends = [], []
@@ -113,7 +112,7 @@ def time_ratio(ours: Steps, reference: Steps, repeats: int) -> float:
         mine, its = context.Pipe()
         processes.append(context.Process(target=_take_turns, args=(steps, its), daemon=True))
         processes[-1].start()
-        its.close()  # so that the end of the process ends the wait for it
+        its.close()  # so that `recv` fails if the process dies
         ends.append(mine)
     ratios = []
     for _ in range(repeats + 1):
@@ -146,9 +145,9 @@ def step_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) ->
 
 
 def memory_ratio(shape: Shape, ours: dict[str, Any], reference: dict[str, Any]) -> float:
-    """Return peak memory of a step of `ours` over that of `reference`: what a process grew by for it (Linux)."""
+    """Return the memory by which a step of `ours` makes a process grow, over that of `reference` (Linux)."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1, maxtasksperchild=1) as pool:  # a process each: its peak never falls
+    with context.Pool(1, maxtasksperchild=1) as pool:  # one process for each, because a peak never falls
         one, other = pool.starmap(step_memory, [(shape, ours), (shape, reference)], chunksize=1)
     return one / other
 
@@ -170,20 +169,20 @@ class AfterStep(Hook):
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
 
+    @override
     def before_train_epoch(self, runner: Any) -> None:
-        """Wait for the first turn."""
         self.turn()
 
+    @override
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Wait for the next."""
         self.turn()
 
 
 def loop_overhead(shape: Shape, steps: int) -> float:
-    """Return by how many percent a step of our training loop takes longer than that of a bare PyTorch loop.
+    """Return how much longer a step of our training loop takes than one of a bare PyTorch loop, in percent.
 
-    The same model, images, views, optimiser and schedule in both; ours with its logs, checks and hooks (the
-    kNN monitor and checkpoints, which have intervals of their own, aside).
+    Model, images, views and optimiser are the same in both. Ours has its logs, checks and hooks too, except the kNN
+    monitor and checkpoints, which have intervals of their own.
     """
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images" / "train" / "noise"
@@ -209,7 +208,7 @@ def our_loop(shape: Shape, root: Path, turn: Turn) -> None:
     """Train with our loop on the images in `root`."""
     config = _settings(shape, root)
     set_run(config, work_dir=root / "run", seed=0)
-    with silence():  # the bar is written, but not shown
+    with silence():  # keeps the cost of the bar, but hides it
         runner = build_runner(config, settings="bench")
         runner.register_hook(AfterStep(turn))
         runner.train()
@@ -218,6 +217,7 @@ def our_loop(shape: Shape, root: Path, turn: Turn) -> None:
 def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
     """Train with a loop of plain PyTorch on the images in `root`."""
     keep_freed_memory()
+    cv2.setNumThreads(0)  # as mmengine's Runner does for ours
     config = _settings(shape, root)
     torch.manual_seed(0)
     data = config.train_dataloader.dataset
@@ -237,9 +237,9 @@ def bare_loop(shape: Shape, root: Path, turn: Turn) -> None:
 
 
 def _benchmarks() -> dict[str, Benchmark]:
-    found: dict[str, Benchmark] = {}
+    rows: dict[str, Benchmark] = {}
     for shape, steps in ((DEMO, 20), (CIFAR, 10)):
-        mark = "" if shape is CIFAR else f"_{shape.profile}"  # the plain ids are of the larger shape
+        mark = "" if shape is CIFAR else f"_{shape.profile}"  # ids without a suffix belong to the larger shape
         for name, what, target, better, run in (
             ("gsg_fresh_step_ratio", "GSG step, fresh views / SimSiam step", 2.05, "lower",
              partial(step_ratio, shape, FRESH, SIMSIAM)),
@@ -252,17 +252,17 @@ def _benchmarks() -> dict[str, Benchmark]:
             ("loop_overhead_percent", "a step of our loop over a bare PyTorch loop's, percent more", 3.0, "lower",
              partial(loop_overhead, shape, steps)),
         ):  # fmt: skip
-            found[name + mark] = Benchmark(f"{what} ({shape.said})", target, better, run)
-    what = "views a second, ours / the authors' recipe on PIL images (B.1, JPEGs of 500x375, one worker each)"
-    found["views_per_second_ratio"] = Benchmark(what, 1.5, "higher", lambda: measure_views()["ratio"])
-    return found
+            rows[name + mark] = Benchmark(f"{what} ({shape.said})", target, better, run)
+    what = "views per second, ours / the authors' recipe on PIL images (B.1, JPEGs of 500x375, one worker each)"
+    rows["views_per_second_ratio"] = Benchmark(what, 1.5, "higher", lambda: measure_views()["ratio"])
+    return rows
 
 
 BENCHMARKS = _benchmarks()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write it where asked."""
+    """Measure the rows that `argv` names and print their table."""
     run_room("pretrain.bench", __doc__ or "", BENCHMARKS, argv, DEVICE_BENCHMARKS)
 
 

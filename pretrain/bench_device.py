@@ -1,4 +1,4 @@
-"""What pretraining costs on a GPU: the rows `gpu_*` of pretrain.bench. On a CPU they are rehearsed at tiny sizes."""
+"""What pretraining costs on a GPU: the rows `gpu_*` of pretrain.bench. A CPU rehearses them at tiny sizes."""
 
 import shutil
 import statistics
@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import timm
 import torch
@@ -19,6 +20,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from common.bench import DeviceBenchmark, Found, device_peak, silence, write_photos
 from common.config import join_data, load_config
@@ -38,7 +40,7 @@ AMP = torch.bfloat16
 
 
 class Sizes(NamedTuple):
-    """How much is measured: on a GPU, or on a CPU to rehearse it."""
+    """The amount of work to measure on a GPU, or to rehearse on a CPU."""
 
     profile: str  # whose networks the step rows take
     batch: int
@@ -60,7 +62,7 @@ SIZES = {
 
 
 class Clock:
-    """Seconds that the device takes for what is called in `with clock:`, in `seconds`; CUDA's own clock on CUDA."""
+    """Times what runs in `with clock:` on the device, into `seconds`; on CUDA, by CUDA's own clock."""
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds = device, 0.0
@@ -125,22 +127,23 @@ def supervised_step(device: str) -> Step:
 
 
 def start_as_runner() -> None:
-    """Do what the Runner does with the configs' settings before it builds a model."""
+    """Do what the Runner does by the configs' settings before it builds a model."""
     torch.manual_seed(0)
+    cv2.setNumThreads(0)
     torch.backends.cudnn.benchmark = True
 
 
 def images_of(device: str) -> Tensor:
-    """Return a batch of noise."""
+    """Return a batch of noise (N, 3, H, W), channels-last."""
     sizes = SIZES[device]
     images = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device)
     return images.to(memory_format=torch.channels_last)
 
 
 def compare(device: str, ours: Callable[[], Step], reference: Callable[[], Step]) -> tuple[float, str, float | None]:
-    """Return the median over turns of the time of a step of `ours` over that of `reference`; both; and our peak MiB.
+    """Time steps of `ours` and `reference` in turns, after building and warming up one and then the other.
 
-    The steps are built and warmed up one after the other, and then take turns.
+    Returns the median ratio of their times, the median times in words, and the peak MiB of `ours`.
     """
     used, steps = device_peak(device), [ours()]
     for _ in range(3):
@@ -152,12 +155,12 @@ def compare(device: str, ours: Callable[[], Step], reference: Callable[[], Step]
     ratios, clocks = [], (Clock(device), Clock(device))
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(SIZES[device].repeats):
-        for step, clock, found in zip(steps, clocks, seconds, strict=True):
+        for step, clock, times in zip(steps, clocks, seconds, strict=True):
             with clock:
                 step()
-            found.append(clock.seconds)
+            times.append(clock.seconds)
         ratios.append(seconds[0][-1] / seconds[1][-1])
-    one, other = (1000 * statistics.median(found) for found in seconds)
+    one, other = (1000 * statistics.median(times) for times in seconds)
     return statistics.median(ratios), f"{one:.1f} / {other:.1f} ms", memory
 
 
@@ -181,25 +184,25 @@ class EpochSeconds(Hook):
         self.seconds: list[float] = []
         self._clock = Clock(device)
 
+    @override
     def before_train_epoch(self, runner: Any) -> None:
-        """Start."""
         self._clock.__enter__()
 
+    @override
     def after_train_epoch(self, runner: Any) -> None:
-        """Stop when the device is done."""
         self._clock.__exit__()
         self.seconds.append(self._clock.seconds)
 
 
 def cifar_config(device: str, method: str, root: Path) -> Config:
-    """Return the settings of CIFAR-10 with device views, batch 512, bf16, channels-last; images in `root` stand in."""
+    """Return the config of CIFAR-10 with device views, batch 512, bf16, channels-last, for the images in `root`."""
     sizes = SIZES[device]
     config = join_data(load_config(CONFIGS / "cifar10" / f"{method}.py"), root)
     config.train_dataloader.batch_size = sizes.cifar_batch
     config.model.backbone.name = sizes.cifar_backbone
     config.optim_wrapper.dtype, config.channels_last = "bfloat16", True
     config.train_cfg.max_epochs, config.custom_hooks = sizes.epochs, []
-    config.default_hooks.checkpoint.save_last = False  # saving would otherwise be a part of the last epoch's time
+    config.default_hooks.checkpoint.save_last = False  # saving would count as part of the last epoch
     if device == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang"))):
         config.compile = dict(mode="reduce-overhead")
     use_device_views(config)
@@ -221,7 +224,7 @@ def write_cifar(root: Path, count: int) -> None:
 
 @cache
 def cifar_epochs(device: str, method: str) -> tuple[float, float | None]:
-    """Return the median seconds of an epoch of our loop, the first one aside, and the peak MiB."""
+    """Return the median seconds per epoch of our loop, without the first epoch, and the peak MiB."""
     with tempfile.TemporaryDirectory() as folder, silence():
         write_cifar(Path(folder), SIZES[device].cifar_images)
         config = cifar_config(device, method, Path(folder))
@@ -236,7 +239,7 @@ def cifar_epochs(device: str, method: str) -> tuple[float, float | None]:
 
 
 def cifar_epoch(method: str, device: str) -> Found:
-    """Return the seconds of an epoch."""
+    """Return the seconds per epoch of our loop."""
     seconds, memory = cifar_epochs(device, method)
     return Found(seconds, f"{SIZES[device].cifar_images / seconds:.0f} images/s", memory)
 
@@ -275,7 +278,7 @@ class BareLoop:
 
 
 def loop_overhead(device: str) -> Found:
-    """Return by how many percent an epoch of our loop takes longer than that of a bare PyTorch loop."""
+    """Return how much longer an epoch of our loop takes than one of a bare PyTorch loop, in percent."""
     ours, memory = cifar_epochs(device, "simsiam")
     with tempfile.TemporaryDirectory() as folder, silence():
         write_cifar(Path(folder), SIZES[device].cifar_images)
@@ -285,7 +288,8 @@ def loop_overhead(device: str) -> Found:
 
 
 def loader_ratio(device: str) -> Found:
-    """Return images a second of the loader with views made on the device, over those with views made by the loader."""
+    """Return the loader's images per second with views made on the device, over those with views made by itself."""
+    start_as_runner()
     sizes = SIZES[device]
     with tempfile.TemporaryDirectory() as folder, silence():
         write_photos(Path(folder) / "train" / "photos", sizes.photos)
@@ -306,7 +310,7 @@ def loader_ratio(device: str) -> Found:
 
 
 def loader_of(device: str, data: MultiView) -> DataLoader:
-    """Return a loader of `visits` visits, whose processes have started."""
+    """Return a loader of `Sizes.visits` visits."""
     sizes = SIZES[device]
     draws = [Draw(k % sizes.photos, mix(k)) for k in range(sizes.visits)]
     batch = min(64, sizes.visits // 2)
@@ -356,7 +360,7 @@ DEVICE_BENCHMARKS = {
         partial(cifar_epoch, "simsiam_gsg"),
     ),
     "gpu_loader_ratio": DeviceBenchmark(
-        "images a second of the loader, views on the device / views by the loader (B.1, JPEGs of 500x375)",
+        "the loader's images per second, views on the device / views by the loader (B.1, JPEGs of 500x375)",
         1.5,
         "higher",
         loader_ratio,

@@ -1,4 +1,4 @@
-"""Views a second of one worker: the authors' recipe on PIL images, and ours (`python -m pretrain.bench_views`).
+"""Views per second of one worker: the authors' recipe on PIL images, and ours (`python -m pretrain.bench_views`).
 
 Both read the same JPEGs of 500x375 pixels, about ImageNet's mean size, decode each once and draw two views of it.
 """
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,9 +27,9 @@ CONFIG = Path(__file__).parent / "configs/imagenet/simsiam.py"
 
 
 def measure(images: int = 256, repeats: int = 5) -> dict[str, float]:
-    """Return the median views a second of `reference` and `ours` over `repeats` epochs each, and their `ratio`.
+    """Return the median views per second of `reference` and `ours` over `repeats` epochs each, and their `ratio`.
 
-    One worker each, epochs in turn, so that what else the machine does meets both.
+    Each has one worker, and their epochs alternate, so that other work on the machine slows both.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder) / "train" / "photos", images)
@@ -66,14 +67,15 @@ def reference_loader(root: Path) -> DataLoader:
 
 
 def our_loader(root: Path) -> DataLoader:
-    """Return a loader of B.1 as the config of ImageNet states it."""
+    """Return a loader of B.1 by the ImageNet config."""
     augmentation = load_config(CONFIG).train_dataloader.dataset.augmentation
     data = MultiView(dict(name="folder", root=str(root), split="train"), augmentation)
+    cv2.setNumThreads(0)  # as in training, where mmengine's Runner does so; the worker inherits it
     return DataLoader(data, BATCH, sampler=EpochSampler(data), num_workers=1, persistent_workers=True)
 
 
 def views_per_second(loader: DataLoader) -> float:
-    """Return the rate of an epoch."""
+    """Return the rate of one epoch."""
     start = time.perf_counter()
     for _ in loader:
         pass
@@ -81,8 +83,8 @@ def views_per_second(loader: DataLoader) -> float:
 
 
 if __name__ == "__main__":
-    found = measure()
+    rates = measure()
     print(
-        f"views a second with one worker: reference {found['reference']:.0f}, ours {found['ours']:.0f}, "
-        f"ratio {found['ratio']:.2f}"
+        f"views per second with one worker: reference {rates['reference']:.0f}, ours {rates['ours']:.0f}, "
+        f"ratio {rates['ratio']:.2f}"
     )

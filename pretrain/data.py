@@ -28,7 +28,7 @@ def open_images(name: str, root: str, split: str) -> LabelledImages:
 
 
 def label(images: Mapping[str, Any]) -> str:
-    """Return what records and checkpoints call the data set of `images`, a config's arguments of `open_images`."""
+    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`."""
     return Path(images["root"]).resolve().name if images["name"] == "folder" else str(images["name"])
 
 

@@ -1,7 +1,7 @@
 """Views made on the device, a batch at a time, from the same config list as `pretrain.augmentation`.
 
-Between two steps a batch is (N, 3, H, W) float32 of levels: whole numbers from 0 to 255, rounded or cut off where
-PIL does. Parameters are drawn on the CPU, for every image of its own, from one generator per batch. So they do not
+Between two steps a batch is a float32 tensor (N, 3, H, W) of levels: whole numbers from 0 to 255, rounded or truncated
+where PIL does so. Every image's own parameters are drawn on the CPU, from one generator per batch. So they do not
 depend on the device, and the host knows which images a step changes without waiting for the device.
 
 The arithmetic is ours, not kornia's: kornia jitters a whole batch in one order, and its contrast, hue and blur are not
@@ -19,6 +19,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor
 from torchvision.transforms import functional
+from typing_extensions import override
 
 from common.engine.processes import unwrapped
 from common.images import IMAGENET_MEAN, IMAGENET_STD
@@ -28,9 +29,9 @@ from pretrain.gsg import sent
 from pretrain.views import PixelBatches
 
 Drawn = dict[str, Tensor]  # parameters by name, one row per image
-TRIES = 10  # as torchvision: boxes that do not fit are drawn again so often
-CHUNK = 2**28  # values of the views that are made at once; a batch of 512 at 224 pixels is made in parts
-SMALL = 3 * 64 * 64  # values of an image up to which changing all images and choosing is quicker than changing some
+TRIES = 10  # torchvision's number of draws for a box that fits
+CHUNK = 2**28  # values of the views made at once; four views of 512 images at 224 pixels take two parts
+SMALL = 3 * 64 * 64  # values per image up to which it is quicker to change all images than to take out some
 
 
 def uniform(bounds: Sequence[float], shape: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -49,8 +50,8 @@ class Selection(NamedTuple):
 def change(x: Tensor, selection: Selection, step: Callable[[Tensor, Any], Tensor], *parameters: Any) -> Tensor:
     """Return `x` with `step` applied to the selected images; `parameters` are tensors with one row per image.
 
-    Small images are all changed, and then chosen from: the kernels of a small batch take less time than their
-    launches, and the same kernels run for every batch. Of larger ones, those that change are taken out.
+    Small images are all changed, and the result is kept for the chosen ones: their kernels take less time than the
+    launches, and every batch runs the same kernels. Of larger images, only the chosen ones are taken out and changed.
     """
     if x[0].numel() <= SMALL:
         return torch.where(selection.device.view(-1, 1, 1, 1), step(x, *parameters), x)
@@ -62,7 +63,7 @@ def change(x: Tensor, selection: Selection, step: Callable[[Tensor, Any], Tensor
 
 
 class DeviceStep:
-    """One step of the list: `settings` is torchvision's transform of that name, applied with probability `p`."""
+    """One step of a config's list: `settings` is torchvision's transform of that name, applied with probability `p`."""
 
     def __init__(self, settings: Any, p: float = 1.0) -> None:
         self.settings, self.p = settings, p
@@ -72,17 +73,18 @@ class DeviceStep:
         return {}
 
     def output(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size (height, width) of what images of `size` become."""
+        """Return the size (height, width) that images of `size` have after the step."""
         return size
 
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the changed images; the parameters are on the device, and on the CPU."""
+        """Return the changed images; `drawn` holds their parameters on the device, `host` the same on the CPU."""
         raise NotImplementedError
 
 
 class Crop(DeviceStep):
     """RandomResizedCrop, bilinear with antialiasing: PIL's filter as a product with two matrices per image."""
 
+    @override
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Return the boxes: top, left, height and width, int64 in pixels."""
         height, width = size
@@ -95,19 +97,19 @@ class Crop(DeviceStep):
         w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
         free = torch.stack([height - h + 1, width - w + 1])
         top, left = (uniform((0, 1), (2, n), generator) * free).long()
-        if not (any_fits := fits.any(1)).all():  # then the largest box in the middle whose ratio is allowed
+        if not (any_fits := fits.any(1)).all():  # then take the largest central box of an allowed ratio
             w0 = width if width / height <= high else round(height * high)
             h0 = height if width / height >= low else round(width / low)
             fallback = (height - h0) // 2, (width - w0) // 2, h0, w0
             top, left, h, w = (torch.where(any_fits, a, b) for a, b in zip((top, left, h, w), fallback, strict=True))
         return {"top": top, "left": left, "height": h, "width": w}
 
+    @override
     def output(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the settings' size."""
         return tuple(self.settings.size)
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the boxes' contents, resized to the settings' size."""
         out_height, out_width = self.settings.size
         rows = resize_matrix(drawn["top"], drawn["height"], x.shape[2], out_height)
         columns = resize_matrix(drawn["left"], drawn["width"], x.shape[3], out_width)
@@ -117,40 +119,42 @@ class Crop(DeviceStep):
 class Flip(DeviceStep):
     """RandomHorizontalFlip."""
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the mirror images."""
         return x.flip(3)
 
 
 class Grey(DeviceStep):
     """RandomGrayscale."""
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the grey images, in three channels."""
         return grey(x).repeat(1, 3, 1, 1)
 
 
 class Invert(DeviceStep):
     """RandomInvert."""
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the negatives."""
         return 255 - x
 
 
 class Jitter(DeviceStep):
-    """ColorJitter: every image's four changes in an order of its own."""
+    """ColorJitter: four changes, in each image's own order."""
 
+    @override
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Drawn:
-        """Return the order (n, 4) of the changes and their factors (n, 4): 1 is none, and for the hue 0."""
+        """Return the order (n, 4) of the changes and their factors (n, 4); 1 (for the hue, 0) changes nothing."""
         s = self.settings
         order = torch.rand(n, 4, generator=generator).argsort(1)
         bounds = [(1.0, 1.0) if b is None else b for b in (s.brightness, s.contrast, s.saturation)]
         factors = [uniform(b, n, generator) for b in [*bounds, s.hue or (0.0, 0.0)]]
         return {"order": order, "factor": torch.stack(factors, 1)}
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the jittered images: in each of four rounds, all images whose turn it is for a change take it."""
+        """Return the jittered images; in each of four rounds every image takes the change that is next in its order."""
         hue = drawn["factor"][:, 3].view(-1, 1, 1, 1)
         for turn in range(4):
             change_of, change_host = drawn["order"][:, turn], host["order"][:, turn]
@@ -169,12 +173,13 @@ class Jitter(DeviceStep):
 class Blur(DeviceStep):
     """GaussianBlur: PIL's three box filters, as the third power of one matrix per image."""
 
+    @override
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Return the radii in pixels."""
         return {"radius": uniform(self.settings.radius, n, generator)}
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the blurred images."""
         height, width = x.shape[2:]
         largest = self.settings.radius[1]
         columns = blur_matrix(drawn["radius"], width, largest)
@@ -183,8 +188,9 @@ class Blur(DeviceStep):
 
 
 class Affine(DeviceStep):
-    """RandomAffine with nearest pixels."""
+    """RandomAffine, taking the nearest pixel."""
 
+    @override
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> Drawn:
         """Return the inverse matrices (n, 6), from a pixel of the view to one of the image."""
         s, (height, width) = self.settings, size
@@ -200,8 +206,8 @@ class Affine(DeviceStep):
         inverse = functional._get_inverse_affine_matrix
         return {"matrix": torch.tensor([inverse(centre, a, [dx, dy], k, [u, v]) for a, dx, dy, k, u, v in values])}
 
+    @override
     def apply(self, x: Tensor, drawn: Drawn, host: Drawn) -> Tensor:
-        """Return the turned, moved, scaled and sheared images; outside they are filled with `fill`."""
         height, width = x.shape[2:]
         a, b, c, d, e, f = (column.view(-1, 1, 1) for column in drawn["matrix"].T)
         down = torch.arange(height, device=x.device).view(1, -1, 1) + 0.5
@@ -216,7 +222,7 @@ class Affine(DeviceStep):
 def resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
     """Return (N, out, size): row k weighs the pixels from `start` to `start` + `length` of a side of `size` pixels.
 
-    The triangle filter of PIL's bilinear resize: as wide as a pixel of the output where that is the larger one.
+    This is the triangle filter of PIL's bilinear resize, as wide as a pixel of the output if that is the larger one.
     """
     start, length = start.double().view(-1, 1, 1), length.double().view(-1, 1, 1)
     step = length / out
@@ -231,7 +237,7 @@ def resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
 def blur_matrix(radius: Tensor, size: int, largest: float) -> Tensor:
     """Return (N, size, size): PIL's GaussianBlur of each `radius` (up to `largest`) along a side of `size` pixels.
 
-    Three times a box of 2 * whole + 1 pixels with a fraction `end` of one more at each end
+    The third power of a box of 2 * whole + 1 pixels with a fraction `end` of one more at each end
     (`pretrain.augmentation.gaussian_blur`); the border is repeated.
     """
     radius = radius.double().view(-1, 1)
@@ -250,7 +256,7 @@ def blur_matrix(radius: Tensor, size: int, largest: float) -> Tensor:
 
 
 def filter_levels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the images (N, 3, H, W) filtered along their rows by `columns`, then by `rows`, in 8 bits after each.
+    """Return the images (N, 3, H, W) filtered by `columns` along their rows, then by `rows`, in 8 bits after each.
 
     `rows` (N, H', H) and `columns` (N, W', W) are matrices of weights; returns (N, 3, H', W').
     """
@@ -270,7 +276,7 @@ def mean_level(luma: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue by `factor` (N, 1, 1, 1) of the circle, in PIL's HSV of 8 bits."""
+    """Turn the hue by `factor` (N, 1, 1, 1) of the circle, in PIL's 8-bit HSV."""
     value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     spread = value - least
     # Where there is no spread, the saturation is 0 and the hue does not matter.
@@ -279,7 +285,7 @@ def adjust_hue(x: Tensor, factor: Tensor) -> Tensor:
     hue = (((sector.double() / 6 + 1) % 1).float() * 255).floor()
     saturation = (spread / value.clamp(min=1) * 255).floor() / 255
     hue = (hue + (factor * 255).trunc()) % 256
-    # PIL's six cases in one: each channel falls from the value by a trapezoid of the circle, at its own place.
+    # PIL's six cases in one: around the circle each channel falls below the value by a trapezoid, at its own place.
     place = (hue * 6 / 255 + torch.arange(5, 0, -2, device=x.device).view(1, 3, 1, 1)) % 6
     fall = torch.minimum(place, 4 - place).clamp(0, 1)
     return (value * (1 - saturation * fall) + 0.5).floor()
@@ -303,13 +309,13 @@ def device_steps(steps: Sequence[dict[str, Any]]) -> list[DeviceStep]:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Compute in float32 and without gradients inside: half precision cannot count to 255 in steps of one."""
+    """Compute in float32 and without gradients inside: autocast would filter in half precision and miss levels."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 class Plan:
-    """What a batch's views will be: the parameters of every step for every image, drawn on the CPU."""
+    """The parameters of every step for every image of a batch, drawn on the CPU."""
 
     def __init__(self, steps: Sequence[DeviceStep], n: int, size: tuple[int, int], generator: torch.Generator) -> None:
         self.steps = steps
@@ -322,7 +328,7 @@ class Plan:
 
     @property
     def numbers(self) -> Tensor:
-        """All parameters as one array (n, K) float32, which holds pixels and places exactly."""
+        """All parameters as one float32 tensor (n, K); pixels and places are exact in it."""
         return torch.cat([v.float().view(len(v), -1) for drawn in self.drawn for v in drawn.values()], 1)
 
     def views(self, x: Tensor) -> Tensor:
@@ -373,7 +379,7 @@ def make_views(steps: Sequence[DeviceStep], x: Tensor, generator: torch.Generato
 
 
 class Replay:
-    """The views of one size of batch of held images as a CUDA graph: one launch instead of hundreds.
+    """Makes the views of held images, for one batch size, by a CUDA graph: one launch instead of hundreds.
 
     At 32 pixels the launches take the host longer than the views take the GPU.
     """
@@ -386,7 +392,7 @@ class Replay:
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is loaded and allocated at the first call must not be captured
+        with torch.cuda.stream(side):  # once before the capture, which must not see the first call's allocations
             views()
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
@@ -394,7 +400,7 @@ class Replay:
             self.views = views()
 
     def __call__(self, plan: Plan, places: Tensor) -> Tensor:
-        """Return the views of `plan`; the next call writes over them."""
+        """Return the views of `plan`; the next call overwrites them."""
         self.places.copy_(places, non_blocking=True)
         self.numbers.copy_(plan.numbers.pin_memory(), non_blocking=True)
         self.graph.replay()
@@ -403,11 +409,11 @@ class Replay:
 
 @MODELS.register_module()
 class DeviceViews(BaseDataPreprocessor):
-    """The part of the loader's work that the device does: from pixels to `num_views` normalised views per image.
+    """Makes `num_views` normalised views per image on the device, from the pixels that the loader gives.
 
-    A batch (`pretrain.views.PixelBatches`) holds "seed" (N,) int64, of which the first seeds all that is random, and
-    "inputs": `num_views` crops (N, 3, H, W) uint8, or the places (N,) int64 of images in `held`, all images of a data
-    set of one small size, (M, 3, H, W) uint8 on the device. `serve` says which data set it is.
+    A batch (`pretrain.views.PixelBatches`) holds "seed" (N,) int64, whose first entry seeds everything random, and
+    "inputs": either `num_views` crops (N, 3, H, W) uint8, or places (N,) int64 in `held`, which has all images of a
+    data set of one small size on the device, (M, 3, H, W) uint8. `serve` sets the data set.
     """
 
     def __init__(self, num_views: int = 2) -> None:
@@ -415,10 +421,10 @@ class DeviceViews(BaseDataPreprocessor):
         self.num_views = num_views
         self.steps: list[DeviceStep] = []
         self.held: Tensor | None = None
-        self.replays: dict[int, Replay] = {}  # by the images of a batch
+        self.replays: dict[int, Replay] = {}  # by batch size
 
     def serve(self, batches: PixelBatches) -> None:
-        """Make views of the batches of this data set: do what it leaves to do, and hold its pixels if it gives them."""
+        """Set the data set: take the steps that it leaves to the device, and hold its pixels if it has them all."""
         self.steps = device_steps(batches.augmentation)
         self.held, self.replays = None if batches.pixels is None else batches.pixels.to(self.device), {}
 
@@ -453,7 +459,7 @@ def use_device_views(config: Config) -> None:
 
 
 def start_device_views(runner: Any) -> None:
-    """Tell the model's `DeviceViews` which data set it serves; one that the device holds needs no loader processes."""
+    """Give the model's `DeviceViews` its data set; one that the device holds needs no loader processes."""
     loader = runner.train_dataloader
     unwrapped(runner.model).data_preprocessor.serve(loader.dataset)
     if loader.dataset.pixels is not None:

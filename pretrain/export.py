@@ -23,7 +23,7 @@ def is_exported(path: Path, *, config_sha256: str, seed: int) -> bool:
 
 
 def _made_of(path: Path) -> tuple[Any, Any] | None:
-    """Return (config_sha256, seed) of the export at `path`, as its `.json` says; None if that is missing or damaged."""
+    """Return (config_sha256, seed) from the `.json` of the export at `path`; None if that is missing or damaged."""
     meta = _read(path.with_suffix(".json"))
     return (meta.get("config_sha256"), meta.get("seed")) if meta else None
 
@@ -38,7 +38,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_replaceable(path: Path, *, config_sha256: str, seed: int, overwrite: bool) -> None:
-    """Raise UserError if `path` is an export of other settings, unless it is to be overwritten."""
+    """Raise UserError if `path` is an export of other settings, unless `overwrite`."""
     of = _made_of(path)
     if path.is_file() and of is not None and of != (config_sha256, seed) and not overwrite:
         raise UserError(
@@ -48,11 +48,11 @@ def check_replaceable(path: Path, *, config_sha256: str, seed: int, overwrite: b
 
 
 def export_backbone(path: Path, backbone: "nn.Module", *, work_dir: Path, resumed: bool, **meta: Any) -> None:
-    """Write the backbone to `path` as `common.checkpoint` fixes it.
+    """Write the backbone to `path` in the format of `common.checkpoint`.
 
-    `meta`: name, method, profile, arch, epochs, seed, dataset, config_sha256. An export of other settings in its
-    place is kept beside it. The run's `work_dir` keeps when and by what code the run was exported, so that a finished
-    one, `resumed` because its export was lost, is exported to the same bytes: results of the old file stay its own.
+    `meta`: name, method, profile, arch, epochs, seed, dataset, config_sha256. An export of other settings at `path` is
+    kept beside the new one. The run's `work_dir` keeps time and commit of its first export. So a finished run that is
+    `resumed` because its export was lost writes the same bytes again, and records of the old file stay valid.
     """
     from common.backbones import feature_dim
     from common.checkpoint import SCHEMA, save_checkpoint

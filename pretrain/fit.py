@@ -1,4 +1,4 @@
-"""What trains on mmengine's Runner: pretraining, and the linear probe on a frozen backbone."""
+"""The two runs of this room that train on mmengine's Runner: pretraining, and the linear probe."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ from pretrain.probe import history
 def pretrain(job: Job) -> Runner | None:
     """Train the method of the job's config and export its online backbone to the job's place.
 
-    Return the Runner, or None if another process did the job meanwhile.
+    Returns the Runner, or None if another process has done the job since it was listed.
     """
     config: Any = copy.deepcopy(job.config)
     batch = config.train_dataloader.batch_size
@@ -80,7 +80,7 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
 
 
 def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None = None, least: int = 1) -> Runner:
-    """Return the Runner of the job's `config`, after a line on how its batch is shared out over the processes.
+    """Return the Runner of the job's `config`, and print how the processes share its batch.
 
     `settings` is the SHA-256 under which the run may be resumed; `backbone` is loaded into the model's. Raises
     UserError if a process gets fewer than `least` images at a time.

@@ -1,7 +1,7 @@
 """Guided Stop-gradient: the paper's Algorithm 1, as one function of tensors.
 
-Of the four pairs (view of the image, view of the reference) the guide picks one; the two views of that
-pair are predicted from, each towards the other view of its own image, and the other two are targets.
+The guide picks one of the four pairs (view of the image, view of the reference). The two views of that pair
+predict, each the other view of its own image; those other two views are the targets.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor]  # something of the first view of each image, and of the second
+Pair = tuple[Tensor, Tensor]  # one tensor for the first view of each image, one for the second
 GUIDES = ("none", "nearest", "farthest", "random")
 
 
@@ -74,9 +74,9 @@ def choose_views(image: Pair, reference: Pair, guide: str) -> tuple[Tensor, Tens
 
 
 def sent(draw: Tensor, device: torch.device) -> Tensor:
-    """Return on `device` what was drawn on the CPU, where a seed means the same numbers on every device.
+    """Return `draw` on `device`. Drawing on the CPU makes a seed give the same numbers for every device.
 
-    A GPU's queued work is not waited for: the copy joins the queue, from pinned memory.
+    The host does not wait for a GPU: the copy, from pinned memory, joins the GPU's queue.
     """
     return draw.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draw.to(device)
 

@@ -1,15 +1,17 @@
 """What a pretraining run does besides its steps: the kNN monitor and the check on collapse."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, broadcast
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from typing_extensions import override
 
 from common.backbones import feature_dim
 from common.engine.batch import processes
@@ -32,18 +34,20 @@ class KnnMonitor(Hook):
         self.interval = interval
         self._sets: Sequence[Any] = ()
 
+    @override
     def before_train(self, runner: Runner) -> None:
-        """Open both sets, so that what is wrong with them ends the run before its first step."""
+        # Opened now, so that a fault in them ends the run before its first step.
         self.evaluation = runner.cfg.evaluation
         self._sets = [open_images(split=split, **self.evaluation["images"]) for split in ("train", "test")]
 
+    @override
     def after_train_epoch(self, runner: Runner) -> None:
-        """Extract both sets' features with the backbone as it is now, and vote."""
         if not self.every_n_epochs(runner, self.interval):
             return
         settings = self.evaluation
         backbone = unwrapped(runner.model).backbone
-        bank, mine = (self._features(backbone, images, runner) for images in self._sets)
+        with first_buffers(backbone):
+            bank, mine = (self._features(backbone, images, runner) for images in self._sets)
         parts = all_gather_object(mine)
         queries = Features(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]), mine.fingerprint)
         k = min(settings["k"], len(self._sets[0].labels))
@@ -61,7 +65,7 @@ class KnnMonitor(Hook):
             evaluation_view(self.evaluation),
             share,
             batch_size=self.evaluation["batch_size"],
-            workers=-(-self.evaluation["workers"] // processes(runner.launcher)[1]),  # which are a node's
+            workers=-(-self.evaluation["workers"] // processes(runner.launcher)[1]),  # the setting is per node
             start_worker=partial(start_worker, None),
         )
         x = np.empty((len(share), feature_dim(backbone)), np.float32)
@@ -73,12 +77,25 @@ class KnnMonitor(Hook):
         return Features(x, images.labels[list(share)], images.fingerprint)
 
 
+@contextmanager
+def first_buffers(backbone: torch.nn.Module) -> Iterator[None]:
+    """Give every process the first one's buffers inside: each has BN statistics of its own, and the export has those."""
+    own = [buffer.clone() for buffer in backbone.buffers()]
+    for buffer in backbone.buffers():
+        broadcast(buffer)
+    try:
+        yield
+    finally:
+        for buffer, kept in zip(backbone.buffers(), own, strict=True):
+            buffer.copy_(kept)
+
+
 @HOOKS.register_module()
 class CollapseMonitor(Hook):
-    """Report an epoch in which the representations had collapsed; with `stop`, end the run there.
+    """Report an epoch in which the representations collapsed; with `stop`, end the run there.
 
-    Collapsed: the standard deviation of the L2-normalised projections (`std`) stayed through a whole epoch
-    below `threshold` times 1/sqrt(d), its value for directions spread evenly (Chen and He, section 4.1).
+    In a collapsed epoch, the standard deviation of the L2-normalised projections (`std`) stays below `threshold`
+    times 1/sqrt(d), its value for evenly spread directions (Chen and He, section 4.1).
     """
 
     priority = "BELOW_NORMAL"
@@ -87,15 +104,16 @@ class CollapseMonitor(Hook):
         self.threshold, self.stop = threshold, stop
         self._largest: torch.Tensor | float = 0.0  # a tensor stays on the device until the epoch ends
 
+    @override
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Keep the epoch's largest std."""
         std, largest = (outputs or {})["std"], self._largest
         self._largest = torch.maximum(std, largest) if isinstance(largest, torch.Tensor) else std.clamp(min=largest)
 
+    @override
     def after_train_epoch(self, runner: Runner) -> None:
-        """Compare it. Raises UserError when the run is to stop."""
+        """Report a collapse. With `stop`, raises UserError."""
         even = unwrapped(runner.model).projection_dim ** -0.5
         largest, self._largest = float(self._largest), 0.0
         if largest >= self.threshold * even:
@@ -109,10 +127,10 @@ class CollapseMonitor(Hook):
         if runner.rank == 0:
             print(said, flush=True)
 
+    @override
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Store the epoch's maximum so far."""
         checkpoint["largest_std"] = float(self._largest)
 
+    @override
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
         self._largest = checkpoint.get("largest_std", 0.0)

@@ -1,4 +1,4 @@
-"""The training loop: mmengine's epochs, resumable at any step, each step in as many parts as memory asks for."""
+"""The training loop: mmengine's epochs, resumable at any step, each step in as many parts as memory requires."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,23 +13,23 @@ from common.engine.steps import take_step
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which goes on within an epoch where a checkpoint was written.
+    """mmengine's loop over epochs, which can resume within an epoch.
 
     An iteration is a step of the optimiser. With `accumulate` > 1 it takes that many batches of the loader
     and adds up their gradients, each weighted by its share of the images: the gradient of the mean loss, with
-    BN statistics and GSG's references taken within each part. A model's `start_step()`, where it has one,
-    is called once before each step.
+    BN statistics and GSG's references taken within each part. A model's `start_step()`, if it has one, is
+    called once before each step.
 
-    Nothing of the data's randomness needs saving: a visit's seed follows from the run's seed, the epoch and
-    the image. The loader draws its workers' base seed from a generator of its own, so that starting it again
-    within an epoch leaves the model's random numbers as they were.
+    The data's randomness needs no state: a visit's seed follows from the run's seed, the epoch and the image. The
+    loader draws its workers' base seed from its own generator, so that starting it again within an epoch leaves
+    the model's random numbers as they were.
     """
 
     def __init__(self, runner: Any, dataloader: Any, accumulate: int = 1, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, **kwargs)
         self.accumulate = accumulate
         self._images = len(self.dataloader.sampler)
-        self._batch = self.dataloader.batch_size * accumulate  # images of a step on this process
+        self._batch = self.dataloader.batch_size * accumulate  # images per step on this process
         self.steps = self._images // self._batch if self.dataloader.drop_last else -(-self._images // self._batch)
         self._max_iters = self._max_epochs * self.steps
         self.dataloader.generator = torch.Generator().manual_seed(runner.seed)
@@ -62,7 +62,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         return batch
 
     def _report_skipped(self) -> None:
-        """Log how many corrupt images all processes passed over since the epoch began (or was resumed)."""
+        """Log how many corrupt images all processes skipped since the epoch began or was resumed."""
         count = torch.tensor(self._skipped)
         all_reduce(count)
         if count:

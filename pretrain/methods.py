@@ -17,7 +17,7 @@ from pretrain.heads import predictor as build_predictor
 from pretrain.heads import projector as build_projector
 
 VIEWS = ("fresh", "shared")
-# Batches come from pinned memory, so copying one to a GPU need not stop the process that prepares its step.
+# Batches come from pinned memory, so the host need not wait while one is copied to a GPU.
 OVERLAPPING = dict(type="BaseDataPreprocessor", non_blocking=True)
 
 
@@ -26,11 +26,11 @@ class SimSiam(BaseModel):
     """SimSiam (Chen and He, 2021); with a guide, SimSiam with GSG (appendix A).
 
     `backbone`: arguments of `common.backbones.build_backbone`; `projector`, `predictor`: arguments of
-    `pretrain.heads`; `predictor=None` predicts by the identity. `guide`: none | nearest | farthest |
-    random. `views` tells where the reference's views come from: `fresh` (the paper's way), two more views
-    of every image, paired by a random permutation of this process's batch, in which an image may meet
-    itself; or `shared` (ours), the batch's own two views, paired by a derangement, so that projections and
-    predictions are reused.
+    `pretrain.heads`; `predictor=None` is the identity. `guide`: none | nearest | farthest | random.
+    `views` says where the reference's views come from: `fresh` (the paper's way), two more views of every
+    image, paired by a random permutation of this process's batch, which may pair an image with itself; or
+    `shared` (ours), the batch's own two views, paired by a derangement, so that projections and predictions
+    are reused.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class SimSiam(BaseModel):
 
     @property
     def num_views(self) -> int:
-        """How many views of an image a step takes: four with fresh references, else two."""
+        """The number of views of an image in a step: four with fresh references, else two."""
         return 4 if self.guide != "none" and self.views == "fresh" else 2
 
     def init_weights(self) -> None:
         """Keep the weights as they were built.
 
-        mmengine's default would call timm's `init_weights`, which starts every residual BN at 0 whatever was
-        asked for, and would leave BYOL's target another network than the online one.
+        mmengine's default would call timm's `init_weights`, which starts every residual BN at 0 whatever the
+        config says, and would make BYOL's target differ from the online network.
         """
 
     def project(self, x: Tensor) -> Tensor:
@@ -77,28 +77,28 @@ class SimSiam(BaseModel):
         return self.projector(self.backbone(x))
 
     def targets(self, inputs: Sequence[Tensor], z: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return what the predictions are drawn to, (N, d) a view: the online projections themselves."""
+        """Return the targets, one (N, d) tensor per view: the online projections themselves."""
         return z
 
     def forward(self, inputs: Sequence[Tensor], mode: str = "loss") -> dict[str, Tensor] | Tensor:
-        """Return the loss of a batch, `inputs` being `num_views` tensors (N, 3, H, W), one a view.
+        """Return the loss of a batch; `inputs` are `num_views` tensors (N, 3, H, W), one per view.
 
-        Every view is a forward pass of its own, so BN takes its statistics per view (PROTOCOLS 1.2). With
-        mode "tensor", return the backbone's features (N, D) of the first view.
+        Every view has its own forward pass, so BN takes its statistics per view (PROTOCOLS 1.2). With mode
+        "tensor", return the backbone's features (N, D) of the first view.
         """
         if mode == "tensor":
             return self.backbone(inputs[0])
         if len(inputs) != self.num_views:
             raise UserError(
-                f"config: guide '{self.guide}' with {self.views} views takes {self.num_views} views an image, "
-                f"the data set gives {len(inputs)}; set train_dataloader.dataset.num_views={self.num_views}"
+                f"config: guide '{self.guide}' with {self.views} views takes {self.num_views} views per image, "
+                f"but the data set gives {len(inputs)}; set train_dataloader.dataset.num_views={self.num_views}"
             )
         return self.loss(inputs)
 
     def loss(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the mean loss of the batch, and `std`, the collapse monitor of its first projections.
+        """Return the mean loss of the batch, and `std`, the `spread` of the first view's projections.
 
-        Under mixed precision the networks run in the lower one, distances and cosines in float32.
+        Under mixed precision the networks run in the lower precision, distances and cosines in float32.
         """
         z = [self.project(x) for x in inputs]
         p = [self.predictor(z_view).float() for z_view in z]
@@ -121,10 +121,10 @@ class BYOL(SimSiam):
 
     `momentum` is the share of the old target weights kept at each update (appendix C: 0.99, constant).
 
-    `chosen_only` (ours; with a guide and fresh views): the targets of all four views come first and guide,
-    and the online network then sees only the two views of a pair that are predicted from: two forward and
-    backward passes instead of four. Each pass takes its BN statistics over the chosen views, first and second
-    ones mixed, where the paper's way takes them view by view; with BN frozen the gradients are the same.
+    `chosen_only` (ours; with a guide and fresh views): the targets of all four views are computed first and guide
+    the choice, and the online network then sees only the two chosen views of each pair, in two forward and backward
+    passes instead of four. Each pass takes its BN statistics over first and second views together, where the
+    paper's way takes them view by view; with BN frozen the gradients are the same.
     """
 
     def __init__(self, *args: Any, momentum: float = 0.99, chosen_only: bool = False, **kwargs: Any) -> None:
@@ -180,7 +180,7 @@ def spread(z: Tensor) -> Tensor:
 def derangement(n: int) -> Tensor:
     """Return a uniformly random permutation of n without fixed points, (n,) int64. Raises UserError if n < 2."""
     if n < 2:
-        raise UserError("config: shared views need a batch of at least 2 images a process; raise the batch size")
+        raise UserError("config: shared views need a batch of at least 2 images per process; raise the batch size")
     identity = torch.arange(n)
     while True:  # a permutation has no fixed point with probability 1/e
         order = torch.randperm(n)

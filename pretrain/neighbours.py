@@ -33,7 +33,7 @@ def nearest_neighbours(
     `queries` (Q, D) and `bank` (M, D), float32, of any length: rows are L2-normalised here. Each row of the bank is
     read and sent to the device once, `chunk` rows at a time, so that it may be memory-mapped and larger than any
     memory; the queries and their neighbours so far stay on the device (by default where the queries are). The result
-    is exact, in float32: an autocast of the caller's has no effect, and TF32 only where torch was told to use it for
+    is exact, in float32: the caller's autocast has no effect, and TF32 applies only if torch is set to use it for
     matrix products. Similarities fall along a row.
     """
     queries = torch.as_tensor(queries, device=device)
@@ -60,7 +60,7 @@ def _sent(bank: np.ndarray | Tensor, chunk: int, device: torch.device) -> Iterat
             pinned = rows.pin_memory()
             if last is not None:
                 last.synchronize()  # else the host would pin the whole bank ahead of the GPU
-            last = torch.cuda.current_stream(device).record_event()  # after all that was asked of the chunk before
+            last = torch.cuda.current_stream(device).record_event()  # after all work queued on the previous chunk
             rows = pinned
         yield rows.to(device, non_blocking=True)
 
@@ -83,7 +83,7 @@ def knn_accuracy(bank: Features, queries: Features, *, k: int, temperature: floa
     """
     total = sum(all_gather_object(len(bank.y)))
     if k > total:
-        raise UserError(f"config: kNN with k={k} needs as many images, the bank has {total}; lower k")
+        raise UserError(f"config: kNN with k={k} needs at least {k} images, but the bank has {total}; lower k")
     device = pick_device()
     similarity, index = nearest_neighbours(queries.x, bank.x, k, device=device)
     near = torch.as_tensor(bank.y, device=device)[index]
@@ -107,7 +107,8 @@ def evaluation_view(settings: Any) -> Callable[[Image], Tensor]:
 def bank_and_queries(checkpoint: Checkpoint, settings: Any, cache: Path) -> tuple[Features, Features]:
     """Return the features of the training and of the test images that `settings` (a config's `evaluation`) names."""
     transform = evaluation_view(settings)
-    sets = [open_images(split=split, **settings["images"]) for split in ("train", "test")]  # both, before hours on one
+    # Both are opened before hours are spent on one.
+    sets = [open_images(split=split, **settings["images"]) for split in ("train", "test")]
     train, test = (
         extract_features(
             checkpoint, images, transform, cache, batch_size=settings["batch_size"], workers=settings["workers"]

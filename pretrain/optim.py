@@ -30,7 +30,7 @@ class FixedPredictorLR(DefaultOptimWrapperConstructor):
 
 @PARAM_SCHEDULERS.register_module()
 class CosineButFixed(CosineAnnealingLR):
-    """Cosine annealing, stepped once an epoch at its start, of every group that is not marked `fix_lr`."""
+    """Cosine annealing of every group that is not marked `fix_lr`, one step at the start of each epoch."""
 
     def _get_value(self) -> list[float]:
         groups = self.optimizer.param_groups

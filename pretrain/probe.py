@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS, METRICS, MODELS, OPTIMIZERS
 from mmengine.runner import Runner
 from timm.optim import Lars
 from torch import Tensor, nn
+from typing_extensions import override
 
 from common.backbones import build_backbone, feature_dim
-from common.engine.processes import unwrapped
+from common.engine.processes import GatheredMetric, unwrapped
 from pretrain.methods import OVERLAPPING
 
 OPTIMIZERS.register_module(name="LARS", module=Lars, force=True)
@@ -25,8 +25,8 @@ OPTIMIZERS.register_module(name="LARS", module=Lars, force=True)
 class LinearProbe(BaseModel):
     """A linear layer on the pooled features of a backbone that never changes (PROTOCOLS 3.2).
 
-    The backbone stays in eval mode while training, so that its BN statistics are fixed too. The layer starts
-    with weights of N(0, 0.01^2) and bias 0.
+    The backbone stays in eval mode during training, so that its BN statistics are fixed too. The layer starts
+    with weights from N(0, 0.01^2) and bias 0.
     """
 
     def __init__(self, backbone: dict[str, Any], num_classes: int, **kwargs: Any) -> None:
@@ -39,8 +39,8 @@ class LinearProbe(BaseModel):
     def init_weights(self) -> None:
         """Keep the weights as they were built; the Runner loads the backbone next."""
 
+    @override
     def train(self, mode: bool = True) -> "LinearProbe":
-        """Set the mode of the layer; the backbone stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -49,7 +49,7 @@ class LinearProbe(BaseModel):
         """Return the cross-entropy of images (N, 3, H, W) with labels (N,), or with mode "predict" the top-5 hits."""
         with torch.no_grad():
             features = self.backbone(inputs)
-        logits = self.fc(features).float()  # under mixed precision, too, the loss is taken in float32
+        logits = self.fc(features).float()  # the loss is float32 under mixed precision too
         if mode == "loss":
             return {"loss": F.cross_entropy(logits, labels)}
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -57,15 +57,11 @@ class LinearProbe(BaseModel):
 
 
 @METRICS.register_module()
-class TopK(BaseMetric):
+class TopK(GatheredMetric):
     """Top-1 and top-5 accuracy in percent, over all processes."""
 
-    def __init__(self, collect_device: str = "gpu", **kwargs: Any) -> None:
-        # mmengine's name for the process group, on CPUs, too; "cpu" is a folder, which the nodes would have to share
-        super().__init__(collect_device=collect_device, **kwargs)
-
     def process(self, data_batch: Any, data_samples: Sequence[Tensor]) -> None:
-        """Collect the hits of a batch: one tensor (5,) bool an image."""
+        """Collect the hits of a batch, one bool tensor (5,) per image."""
         self.results.extend(data_samples)
 
     def compute_metrics(self, results: Sequence[Tensor]) -> dict[str, float]:
@@ -78,12 +74,13 @@ class TopK(BaseMetric):
 class KeepFrozen(Hook):
     """Fail the run if one bit of the backbone changes while the classifier trains."""
 
+    @override
     def before_train(self, runner: Runner) -> None:
-        """Remember the backbone."""
         self._before = digest(_backbone(runner))
 
+    @override
     def after_train(self, runner: Runner) -> None:
-        """Compare. Raises RuntimeError: a changed backbone is a fault of ours, not a result."""
+        """Raise RuntimeError if the backbone changed: that is a bug of ours, not a result."""
         if digest(_backbone(runner)) != self._before:
             raise RuntimeError("linear evaluation changed the frozen backbone; its accuracy means nothing")
 
@@ -95,21 +92,21 @@ class AccuracyHistory(Hook):
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
+    @override
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Append the epoch's metrics."""
         self.epochs.append(dict(metrics or {}))
 
+    @override
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Store the epochs so far."""
         checkpoint["accuracy_history"] = self.epochs
 
+    @override
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
         self.epochs = list(checkpoint.get("accuracy_history", []))
 
 
 def history(runner: Runner) -> dict[str, float]:
-    """Return top1 and top5 of the last epoch, and best_top1, best_top5 of the epoch of the best top-1.
+    """Return top1 and top5 of the last epoch, and best_top1 and best_top5 of the epoch with the best top-1.
 
     The best is chosen on the test set itself, as the authors' script does; the record says which is which.
     """

@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pretraining(Job):
-    """A run that makes the checkpoint of its subject, where others evaluate one."""
+    """A run that makes its subject's checkpoint; other runs evaluate one."""
 
     @property
     def place(self) -> Path:
@@ -37,7 +37,7 @@ class Pretraining(Job):
     def is_done(self) -> bool:
         """Return whether the export is there, whole, of exactly these settings.
 
-        Raises UserError for an export of other settings, unless the job is to `overwrite` it.
+        Raises UserError for an export of other settings, unless the job may `overwrite` it.
         """
         if is_exported(self.place, config_sha256=self.settings, seed=self.key.seed):
             return True
@@ -48,7 +48,7 @@ class Pretraining(Job):
 def method_config(args: argparse.Namespace, name: str) -> "Config":
     """Return the settings of `name`, a method or <method>-<ablation>, with the arguments' changes.
 
-    Raises UserError for an ablation that says nothing about the method.
+    Raises UserError for an ablation of the guide of a method that has none.
     """
     method, _, ablation = name.partition("-")
     path = CONFIGS / args.profile / f"{method}.py"
@@ -67,7 +67,7 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
 
 
 def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
-    """Return the run of a method as the arguments want it."""
+    """Return the run of a method with the arguments' settings."""
     config = method_config(args, subject.name)
     settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
     if args.stop_on_collapse:
@@ -87,13 +87,13 @@ def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
 
 
 def jobs(argv: Sequence[str] | None = None) -> list[Pretraining]:
-    """Return the runs that a command line (default: sys.argv) asks for, after its first line."""
+    """Return the runs that a command line (default: sys.argv) asks for, and print the command's first line."""
     parser = cli.parser("pretrain.train", "pretrain SimSiam or BYOL, with or without GSG, and export the backbone")
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
     cli.add_deterministic_argument(parser)
     parser.add_argument("--data-root", type=Path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
-    parser.add_argument("--device-views", action="store_true", help="make the views on the GPU, a batch at a time")
+    parser.add_argument("--device-views", action="store_true", help="make the views on the GPU, one batch at a time")
     parser.add_argument("--skip-corrupt", action="store_true", help="pass over corrupt images and count them")
     parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")
     args = parser.parse_args(argv)

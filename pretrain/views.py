@@ -22,22 +22,22 @@ from pretrain.augmentation import RandomResizedCrop, build_augmentation, build_s
 from pretrain.data import open_images
 
 T = TypeVar("T")
-# What is decoded at a reduced scale is still larger by this than the view. Then crops of photographs are within 2
-# levels of PIL's on average; at 1 they are 2.7 off (DCT scaling passes frequencies that PIL's filter takes away).
+# A crop decoded at a reduced scale is larger than the view by at least this factor. Then crops of photographs are
+# within 2 levels of PIL's on average; at 1 they are 2.7 off (DCT scaling keeps frequencies that PIL's filter removes).
 MARGIN = 1.5
-HELD_SIDE, HELD_BYTES = 128, 4 * 2**30  # a data set of images up to this side is held whole, up to these bytes
+HELD_SIDE, HELD_BYTES = 128, 4 * 2**30  # a data set is held whole up to this side of its images and these bytes
 
 
 @DATASETS.register_module()
 class MultiView(Dataset[dict[str, Any]]):
     """Images without labels, each as `num_views` independent random views.
 
-    `images`: arguments of `pretrain.data.open_images`; `augmentation`: see `build_augmentation`. What a
-    visit draws depends on its seed alone, so a run gives the same views with any number of workers, and no
-    two workers draw the same ones.
+    `images`: arguments of `pretrain.data.open_images`; `augmentation`: see `build_augmentation`. A visit's
+    views depend on its seed alone, so a run gives the same views with any number of workers, and no two
+    workers draw the same ones.
 
-    With `skip_corrupt`, a file that cannot be read is named on stderr and the next place takes its turn, with
-    the visit's own seed; "skipped" then counts the files that this visit passed over.
+    With `skip_corrupt`, a file that cannot be read is named on stderr and replaced by the next one, with the
+    visit's own seed; "skipped" then counts the files that the visit skipped.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class MultiView(Dataset[dict[str, Any]]):
 class PixelBatches(MultiView):
     """Images for `pretrain.device_views.DeviceViews`, which makes the views: uint8 pixels instead of finished views.
 
-    A data set of one small size is held whole: `pixels` (M, 3, H, W) uint8 are all of its images, and a batch names
-    places in it. Of any other, `pixels` is None and a visit decodes an image and crops it `num_views` times, as the
-    list's first step, RandomResizedCrop, says; a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where all of the
-    visit's crops stay larger than the view by MARGIN. A batch holds "inputs" (places (N,) int64, or crops
-    (N, 3, H, W) uint8, one tensor per view) and "seed" (N,) int64, the visits' seeds.
+    A data set of one small size is held whole: `pixels` (M, 3, H, W) uint8 has all of its images, and a batch gives
+    places in it. For any other, `pixels` is None, and a visit decodes an image and crops it `num_views` times by the
+    list's first step, RandomResizedCrop; a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale if all of the visit's
+    crops stay larger than the view by MARGIN. A batch holds "inputs" (places (N,) int64, or crops (N, 3, H, W) uint8,
+    one tensor per view) and "seed" (N,) int64, the visits' seeds.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class PixelBatches(MultiView):
 
 @FUNCTIONS.register_module()
 def collate_visits(batch: Any) -> Any:
-    """Return a batch of `PixelBatches`: one that it made whole, or its visits stacked."""
+    """Return a batch of `PixelBatches`: as it is if the data set made it whole, else its visits stacked."""
     return batch if isinstance(batch, dict) else default_collate(batch)
 
 
@@ -178,8 +178,8 @@ def collate_visits(batch: Any) -> Any:
 class LabelledView(Dataset[dict[str, Any]]):
     """Images with labels, each through one transform, for the linear classifier.
 
-    With `augmentation` (see `build_augmentation`), a random view, as `MultiView` draws it; without, the test
-    transform of `size` and `resize` (`common.features.evaluation_transform`).
+    With `augmentation` (see `build_augmentation`) that is a random view, drawn as in `MultiView`; without, it is the
+    test transform of `size` and `resize` (`common.features.evaluation_transform`).
     """
 
     def __init__(
@@ -207,11 +207,11 @@ class LabelledView(Dataset[dict[str, Any]]):
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler[Draw]):
-    """Every image once an epoch, in an order that the seed and the epoch fix, shared out over the ranks.
+    """Every image once per epoch, in an order fixed by the seed and the epoch, divided among the ranks.
 
-    The last images that do not give every rank the same number are left out, as the paper's
-    `drop_last=True` does with a batch. An iteration yields the images from `skip` to `stop` of the epoch;
-    `skip` counts once: those that a run saw before it was interrupted.
+    Images at the end that do not divide evenly are left out, as the paper's `drop_last=True` leaves out a partial
+    batch. An iteration yields the rank's images from `skip` to `stop`; `skip`, the number that an interrupted run
+    has seen, applies to one iteration.
     """
 
     def __init__(self, dataset: Dataset, seed: int | None = None, shuffle: bool = True) -> None:
@@ -223,7 +223,7 @@ class EpochSampler(Sampler[Draw]):
         return self.size // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of `epoch` (mmengine's DistSamplerSeedHook calls it)."""
+        """Set the epoch of the next iteration. mmengine's DistSamplerSeedHook calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:

@@ -4,7 +4,7 @@ INDEX = "index.json"  # of the predictions in a run's work_dir
 
 
 def register() -> None:
-    """Make mmseg's modules and ours known to the registries."""
+    """Register mmseg's modules and this room's."""
     from common.mmlab.ops import register_segmentation
 
     register_segmentation()

@@ -10,7 +10,7 @@ from common.engine.draws import Draw, EndlessBatches
 
 
 class Scaled(NamedTuple):
-    """A place in the data set, and the (longest, shorter) side in pixels that the image is resized to."""
+    """A place in the data set, and the (longest, shorter) side in pixels to resize the image to."""
 
     place: int
     scale: tuple[int, int]
@@ -18,7 +18,7 @@ class Scaled(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class ScaledBatches(EndlessBatches):
-    """EndlessBatches, each with one of `scales`, as CSAIL's loader has it; mmseg draws one an image.
+    """EndlessBatches with one of `scales` per batch, as in CSAIL's loader; mmseg draws one per image.
 
     The data set must take `Scaled` places. The scale follows from the seed of the batch's first visit.
     """

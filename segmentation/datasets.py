@@ -1,4 +1,4 @@
-"""ADE20K's layout, with ADE20K's classes or others, and a reader of class maps that names broken files."""
+"""Data sets in ADE20K's layout, with its classes or others, and a reader of class maps that names broken files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ from segmentation.batches import Scaled
 class ADE20K(ADE20KDataset):
     """mmseg's ADE20KDataset: label 0 is ignored, label k is class k - 1 of `metainfo["classes"]`.
 
-    mmseg takes other classes for a selection of ADE20K's 150; here they are what the maps' labels mean.
+    mmseg treats other classes as a selection of ADE20K's 150; here they are the meanings of the maps' labels.
     """
 
-    # mmseg has a blank after "bed".
+    # Stripped because mmseg has a blank after "bed".
     METAINFO: ClassVar = {**ADE20KDataset.METAINFO, "classes": tuple(map(str.strip, ADE20KDataset.METAINFO["classes"]))}
 
     @classmethod
@@ -31,14 +31,15 @@ class ADE20K(ADE20KDataset):
         """Return None: labels stay as they are in the files."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return one entry an image in the order of their names, with the number of classes."""
+        """Return one entry per image, sorted by name, with the number of classes. Raises UserError if there is none."""
         entries = super().load_data_list()
         if not entries:
-            raise UserError(f"data set folder {self.data_prefix['img_path']} holds no {self.img_suffix} images")
+            folder = self.data_prefix["img_path"]
+            raise UserError(f"data set folder {folder} holds no {self.img_suffix} images; restore the data set")
         return [{**entry, "num_classes": len(self._metainfo["classes"])} for entry in entries]
 
     def prepare_data(self, idx: int | Scaled) -> Any:
-        """Return what the pipeline makes of an image; that of a batch with one scale knows it by `scale`."""
+        """Return the pipeline's result for an image; the scale of a `Scaled` place is in the pipeline's `scale`."""
         if isinstance(idx, Scaled):
             return self.pipeline({**self.get_data_info(idx.place), "scale": idx.scale})
         return super().prepare_data(idx)
@@ -46,19 +47,19 @@ class ADE20K(ADE20KDataset):
 
 @TRANSFORMS.register_module()
 class LoadClassMap(BaseTransform):
-    """Read the class map of an image; raises UserError naming one that is missing, broken or beyond the classes."""
+    """Read an image's class map; raises UserError for one that is missing, broken or beyond the classes."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `gt_seg_map` (H, W) uint8: class indices, 255 where unlabelled."""
         labels = read_class_map(Path(results["seg_map_path"]), results["ori_shape"], results["num_classes"])
-        results["gt_seg_map"] = labels - np.uint8(1)  # of 0 remains 255
+        results["gt_seg_map"] = labels - np.uint8(1)  # 0 wraps around to 255
         results["seg_fields"].append("gt_seg_map")
         return results
 
 
 @TRANSFORMS.register_module()
 class ResizeToScale(BaseTransform):
-    """Resize image (bilinear) and class map (nearest) with Pillow to the batch's `scale`, the aspect ratio kept."""
+    """Resize image (bilinear) and class map (nearest) with Pillow to the batch's `scale`, keeping the aspect ratio."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Replace `img` and `gt_seg_map`; set `img_shape` (H, W)."""
@@ -73,7 +74,7 @@ class ResizeToScale(BaseTransform):
 class PackScales(PackSegInputs):
     """mmseg's PackSegInputs, but `inputs` are the image at each of the `scales`; the class map stays as it is.
 
-    Each side is rounded up to a multiple of `size_divisor` by resizing to that, not by padding.
+    The image is resized, not padded, to sides that are multiples of `size_divisor`, rounded up.
     """
 
     def __init__(self, scales: Sequence[tuple[int, int]], size_divisor: int) -> None:
@@ -93,9 +94,9 @@ class PackScales(PackSegInputs):
 
 
 def resized(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) in pixels after resizing to a shorter side, unless the longest side limits it.
+    """Return (height, width) in pixels after resizing the shorter side to `scale`, as far as the longest side allows.
 
-    `scale` is (longest, shorter). Fractions are cut off, as in CSAIL's code; mmcv would round.
+    `scale` is (longest, shorter). Fractions are truncated, as in CSAIL's code; mmcv would round.
     """
     longest, shorter = scale
     factor = min(shorter / min(size), longest / max(size))

@@ -1,8 +1,8 @@
-"""The predictions that the segmentation figure shows (paper, F): of the first ten validation images.
+"""The predictions for the segmentation figure (paper, F), of the first ten validation images.
 
 `<work_dir>/predictions/<image>.png` holds class indices (8-bit grey, the image's own size);
-`index.json` beside them names images and annotations, relative to the data root or by their
-whole path if they lie elsewhere, palette and classes.
+`index.json` beside them names palette, classes, images and annotations, the last two relative to
+the data root, or by their whole path if they lie elsewhere.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ COUNT = 10
 
 
 def save(runner: Runner, data: Path) -> None:
-    """Predict the first images of the test set, in sorted order, with the runner's model as it is, and save them."""
+    """Predict the first images of the test set with the runner's current model, and save the predictions."""
     folder = Path(runner.work_dir) / "predictions"
     dataset = runner.test_loop.dataloader.dataset
     shown = range(min(COUNT, len(dataset)))

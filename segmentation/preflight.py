@@ -11,14 +11,14 @@ from common.preflight import check_once, decoded_size
 if TYPE_CHECKING:
     from mmengine.config import ConfigDict
 
-CLASSES = 150  # of ADE20K, where a config names no others
+CLASSES = 150  # ADE20K's, for a config that names no others
 
 
 def check(dataset: "ConfigDict", cache: Path) -> dict[str, tuple[int, int]]:
     """Check that each image of a config's data set has one class map of the same size with valid labels.
 
-    Return (width, height) by the path of the image. Every map is decoded, and every image as far as a cut shows. Done
-    once (`common.preflight.check_once`). Raises UserError naming the first file that is wrong.
+    Returns (width, height) by the path of the image. Every map is decoded, and every image far enough to notice a
+    truncation, once (`common.preflight.check_once`). Raises UserError naming the first file that is wrong.
     """
     folders = [Path(dataset.data_root) / dataset.data_prefix[key] for key in ("img_path", "seg_map_path")]
     images, maps = (

@@ -10,13 +10,14 @@ from common.errors import UserError
 
 @PARAM_SCHEDULERS.register_module()
 class StaircasePolyLR(_ParamScheduler):
-    """lr(t) = lr(0) * (1 - every * floor(t / every) / total) ** power, t counted in iterations.
+    """lr(t) = lr(0) * (1 - every * floor(t / every) / total) ** power, with t in iterations.
 
-    `by_epoch` must be given, and be False: a scheduler whose config is silent about it counts as one of epochs
-    for mmengine's Runner, which then ends it after the first.
+    A config must give `by_epoch=False`: without it mmengine's Runner takes the scheduler to count epochs, and ends it
+    after the first.
 
-    The paper (D.3) decays the rate every 500 of 150,000 iterations; CSAIL's code, at every one (`every=1`).
-    Raises UserError for a training longer than `total`, whose rate has no value (the Runner gives its length, `end`).
+    The paper (D.3) decays the rate every 500 of 150,000 iterations; CSAIL's code decays it at every one (`every=1`).
+    Raises UserError for a training longer than `total`, after which the formula has no value; the Runner passes the
+    training's length as `end`.
     """
 
     def __init__(

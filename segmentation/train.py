@@ -1,6 +1,6 @@
 """Finetune UPerNet from pretrained backbones and record mIoU and pixel accuracy on ADE20K (paper, D.3).
 
-`make segmentation-ade20k`, or `python -m segmentation.train`. Also saves the predictions of the first ten
+`make segmentation-ade20k`, or `python -m segmentation.train`. It also saves predictions of the first ten
 validation images, for the figure.
 """
 
@@ -27,7 +27,7 @@ SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.
 
 
 def evaluate(job: jobs.Finetuning) -> None:
-    """Finetune one checkpoint, test and record it; then keep the predictions that the figure shows."""
+    """Finetune one checkpoint, test and record it; then save the predictions for the figure."""
     from common.mmlab.finetune import Finetune
     from segmentation import predictions, preflight
 
@@ -38,15 +38,15 @@ def evaluate(job: jobs.Finetuning) -> None:
         run.check(checkpoint, f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
         run.fit(checkpoint)
         run.train()
-        found = run.test()  # mmseg gives percent
-        metrics = {name: found[name] for name in ("mIoU", "aAcc")}
-        return run.measured(metrics, {"IoU_per_class": found["IoU_per_class"]}, facts(run.runner.cfg))
+        scores = run.test()
+        metrics = {name: scores[name] for name in ("mIoU", "aAcc")}
+        return run.measured(metrics, {"IoU_per_class": scores["IoU_per_class"]}, facts(run.runner.cfg))
 
     run.record(measure, predictions.save)
 
 
 def products(work_dir: Path) -> Iterator[Path]:
-    """Yield every file that a finished run has left in `work_dir`; the index alone if there is none yet."""
+    """Yield every file that a finished run leaves in `work_dir`: the index, and the predictions if it is there."""
     folder = work_dir / "predictions"
     yield folder / INDEX
     if (folder / INDEX).is_file():
@@ -55,7 +55,7 @@ def products(work_dir: Path) -> Iterator[Path]:
 
 
 def facts(config: "Config") -> dict[str, Any]:
-    """Return what the paper leaves open: the sizes of the test, (longest, shorter) side; the label of padding."""
+    """Return what the paper leaves open: the test's scales, (longest, shorter) side, and the label of padding."""
     return {
         "test_scales": [list(scale) for scale in config.test_dataloader.dataset.pipeline[-1].scales],
         "padding_label": config.model.data_preprocessor.seg_pad_val,
@@ -63,10 +63,12 @@ def facts(config: "Config") -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line `argv` (default: sys.argv)."""
+    """Finetune every checkpoint that `argv` (default: sys.argv) names."""
     parser = jobs.parser("segmentation.train", __doc__.splitlines()[0])
     parser.add_argument(
-        "--single-scale", action="store_true", help="test the paper's settings at a shorter side of 450 alone"
+        "--single-scale",
+        action="store_true",
+        help="test at one scale, a shorter side of 450, not the paper's several",
     )
     args = parser.parse_args(argv)
     cli.announce("segmentation.train", args, runs=args.runs)

@@ -1,6 +1,6 @@
-"""UPerNet as CSAIL's code has it, where mmseg's differs: pyramid, loss, initial values, test.
+"""UPerNet with CSAIL's pyramid, loss, initial values and test, which differ in mmseg.
 
-On mmseg's EncoderDecoder and UPerHead, whose lateral, top-down and fusion layers are the same.
+Built on mmseg's EncoderDecoder and UPerHead, whose lateral, top-down and fusion layers are the same.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.mmlab.pipeline import Unblocking
 
-STRIDE = 4  # pixels of the image a pixel of the head's output
-STRIP = 64  # rows that are scored at a time in the test
+STRIDE = 4  # image pixels per pixel of the head's output
+STRIP = 64  # rows that the test scores at a time
 
 
 @MODELS.register_module()
 class UPerNetHead(UPerHead):
-    """mmseg's UPerHead with CSAIL's order in the pyramid, loss at a quarter of the size, and initial values."""
+    """mmseg's UPerHead with CSAIL's order in the pyramid, initial values, and loss at a quarter of the size."""
 
     def init_weights(self) -> None:
         """Draw convolutions' weights by Kaiming's normal rule; BN weights are 1, BN biases 1e-4."""
@@ -38,7 +38,7 @@ class UPerNetHead(UPerHead):
     def psp_forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the pyramid's output (N, channels, h, w): pool, **enlarge**, then 1x1 convolution, BN, ReLU.
 
-        mmseg enlarges last. The convolution alone would not mind; BN's statistics and the ReLU do.
+        mmseg enlarges last, which does not change the convolution, but does change BN's statistics and the ReLU.
         """
         top = inputs[-1]
         levels = [conv(_enlarge(pool(top), top.shape[2:])) for pool, conv in self.psp_modules]
@@ -53,10 +53,10 @@ class UPerNetHead(UPerHead):
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
         """Return the loss, and `acc_seg`, the percentage of labelled pixels that are right.
 
-        mmseg counts the labelled pixels on the CPU, for which every step would wait for the GPU.
+        mmseg counts the labelled pixels on the CPU, so every step would wait for the GPU.
         """
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
-        right = (seg_logits.argmax(1) == labels).sum()  # no class has the number of the unlabelled
+        right = (seg_logits.argmax(1) == labels).sum()  # unlabelled pixels match no class
         return {
             "loss_ce": self.loss_decode(seg_logits, labels, self.ignore_index),
             "acc_seg": 100 * right / (labels != self.ignore_index).sum().clamp(min=1),
@@ -65,9 +65,9 @@ class UPerNetHead(UPerHead):
 
 @MODELS.register_module()
 class LabelledCrossEntropy(nn.Module):
-    """Cross-entropy, its mean over labelled pixels; with `class_weight`, of each class, the weighted mean.
+    """Mean cross-entropy over labelled pixels, weighted by the `class_weight` of their classes if that is given.
 
-    Of a batch without a labelled pixel it is 0.
+    It is 0 for a batch without a labelled pixel.
     """
 
     class_weight: Tensor | None
@@ -94,16 +94,16 @@ class SegPreprocessor(Unblocking, SegDataPreProcessor):
 
 @MODELS.register_module()
 class UPerNet(EncoderDecoder):
-    """mmseg's EncoderDecoder, tested as CSAIL's `eval_multipro.py` does.
+    """mmseg's EncoderDecoder, tested as by CSAIL's `eval_multipro.py`.
 
-    A pixel's class has the highest mean, over the sizes of the image, of its softmax. Sizes are forwarded whole,
-    one by one; mmseg's averaging would keep the scores of all classes, pixels and sizes, 12 GB at 2000 x 2000.
+    A pixel's class is the one with the highest mean softmax over the image's sizes. Sizes are forwarded whole, one by
+    one; mmseg's averaging would keep the scores of all classes, pixels and sizes, 12 GB at 2000 x 2000.
     """
 
     def test_step(self, data: dict[str, Any]) -> list[SegDataSample]:
         """Return the samples with `pred_sem_seg` (1, H, W) int64 at the annotation's size.
 
-        `data["inputs"]` holds, a size of the images, N uint8 tensors (3, h, w) of one shape (`PackScales`).
+        For each size, `data["inputs"]` holds N uint8 tensors (3, h, w) of one shape (`PackScales`).
         """
         sizes = [self.data_preprocessor({"inputs": images})["inputs"] for images in data["inputs"]]
         logits = [self._forward(images) for images in sizes]  # each (N, classes, h / 4, w / 4)
@@ -116,8 +116,8 @@ class UPerNet(EncoderDecoder):
 def quarter(labels: Tensor, size: tuple[int, int], ignore: int) -> Tensor:
     """Return every fourth label of (1, H, W), H and W multiples of 4, from offset 2, as Pillow's NEAREST picks them.
 
-    The image itself is `size` (height, width); the rest is padding. CSAIL fills the image up to a multiple of four
-    with unlabelled pixels (here `ignore`) before it reduces it, and pads afterwards.
+    The image itself is `size` (height, width); the rest is padding. CSAIL extends the image to a multiple of four with
+    unlabelled pixels (here `ignore`) before reducing it, and pads afterwards.
     """
     (height, width), (filled_height, filled_width) = size, (-(-side // STRIDE) * STRIDE for side in size)
     labels = labels.clone()
@@ -129,8 +129,8 @@ def quarter(labels: Tensor, size: tuple[int, int], ignore: int) -> Tensor:
 def most_likely(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Return for each pixel (H, W) = `size` the class of the highest mean softmax of the enlarged `logits`, int64.
 
-    Each of `logits` is (classes, h, w), of any h and w. Strip by strip: beyond the logits and the result the memory is
-    that of the scores of 64 rows.
+    Each of `logits` is (classes, h, w), of any h and w. Works in strips, so that besides logits and result it needs
+    memory only for the scores of 64 rows.
     """
     result = torch.empty(size, dtype=torch.int64, device=logits[0].device)
     for top in range(0, size[0], STRIP):
@@ -145,7 +145,7 @@ def most_likely(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def _rows(logits: Tensor, top: int, bottom: int, size: tuple[int, int]) -> Tensor:
     """Return the rows from `top` to `bottom` of `logits` (C, h, w) enlarged to `size`: (C, bottom - top, W)."""
     height = logits.shape[1]
-    # The centres of the rows, in rows of `logits` (align_corners=False); beyond the first centre the first row repeats.
+    # The rows' centres in rows of `logits` (align_corners=False); before the first centre the first row repeats.
     centre = (torch.arange(top, bottom, device=logits.device, dtype=logits.dtype) + 0.5) * (height / size[0]) - 0.5
     centre = centre.clamp(0, height - 1)
     above = centre.long()

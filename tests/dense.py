@@ -1,5 +1,6 @@
 """What the tests of detection and segmentation share: a few scenes, random checkpoints, command lines."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,3 +54,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tiny_data: Path, tmp_path: Path) -> Place:
     return Place(tiny_data, tmp_path)
+
+
+@pytest.fixture
+def broken(tiny_data: Path, tmp_path: Path) -> Place:
+    """A place with a copy of the data that a test may damage."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    return Place(tmp_path / "data", tmp_path)

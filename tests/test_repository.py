@@ -74,11 +74,6 @@ def test_the_lock_holds_nothing_that_is_not_needed():
     assert {name for name in surplus if not name.startswith(LINUX_ONLY)} <= {"setuptools"}  # builds this project
 
 
-def test_opencv_is_the_headless_one():
-    assert "opencv-python" not in LOCK
-    assert "opencv-python-headless" in LOCK
-
-
 def test_the_lock_satisfies_pyproject():
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if done.returncode:
                 raise UserError(f"{module} failed; what it printed says why")
             entries += json.loads(part.read_text())
-            write_json(path, entries)  # what is measured is kept, whatever comes
+            write_json(path, entries)  # after each room, so that a later failure loses nothing
     print(table(entries), flush=True)
     missed = [entry["id"] for entry in entries if not met(entry)]
     print(

@@ -13,7 +13,7 @@ from pathlib import Path
 from common import cli
 
 METHODS = "simsiam simsiam_gsg"
-# Stage, module, arguments. Stages with a checkpoint to evaluate take METHODS; those that train resume.
+# Stage, module, arguments. Stages that train or evaluate a checkpoint take METHODS; those that train resume.
 STAGES: tuple[tuple[str, list[str]], ...] = (
     ("pretrain", ["pretrain.train", "--method", METHODS, "--resume"]),
     ("knn", ["pretrain.knn", "--method", METHODS]),
@@ -27,7 +27,7 @@ STAGES: tuple[tuple[str, list[str]], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run every stage; what is done already is left alone. Ends with the tables, the times and the page."""
+    """Run every stage that is not done yet; print the tables, the times and the page's address at the end."""
     parser = cli.Parser("tools.demo", description="the whole chain on embedded data")
     parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
@@ -54,7 +54,7 @@ def _run(command: list[str]) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C reaches the stage too; let it end in its own way before we do.
+        # Ctrl-C reaches the stage too; let it end first.
         process.wait()
         raise
     if code == cli.INTERRUPTED:

@@ -1,4 +1,4 @@
-"""What this GPU shows: the tests marked `gpu`, then the benchmarks `gpu_*`, each result kept as soon as it is there.
+"""Run the tests marked `gpu` and then the benchmarks `gpu_*` on this GPU, and save each result as soon as it is there.
 
 make gpu-check, or a part: make gpu-check ONLY=tests (or bench, or the id of a benchmark)
 """
@@ -29,9 +29,9 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 
 class Report:
-    """The file of results: what was seen so far of one card, driver, set of versions and commit.
+    """The file of results of one card, driver, set of versions and commit.
 
-    Results of another card or commit in it are left behind; of this one, a part that runs again replaces its own.
+    Results of another card or commit are dropped; a part that runs again replaces its own results.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Report:
         self.content: dict[str, Any] = {**about, **{part: old[part] if same else {} for part in ("tests", "bench")}}
 
     def add(self, part: str, name: str, result: dict[str, Any]) -> None:
-        """Keep a result, on disk too."""
+        """Add a result and write the file."""
         self.content[part][name] = result
         write_json(self.path, self.content)
 
@@ -54,8 +54,8 @@ def about_machine(device: str) -> dict[str, Any]:
     if device == "cuda":
         card = torch.cuda.get_device_name()
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-        driver = found[0] if found else None
+        drivers = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        driver = drivers[0] if drivers else None
     commit, dirty = git_state()
     cuda = {"cuda": torch.version.cuda, "python": platform.python_version()}
     return {"device": device, "card": card, "driver": driver, "commit": commit, "dirty": dirty} | {
@@ -70,13 +70,13 @@ class KeepOutcomes:
         self.report = report
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Keep a file that could not be read."""
+        """Keep the error of a file that could not be collected."""
         if report.failed:
             error = str(report.longrepr).strip().splitlines()[-1]
             self.report.add("tests", report.nodeid, {"outcome": "failed", "error": error})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Keep a test's call, or what kept it from being called."""
+        """Keep the outcome of a test, or of a set-up or teardown that did not pass."""
         if report.when == "call" or report.outcome != "passed":
             result = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
             if report.failed:
@@ -85,7 +85,7 @@ class KeepOutcomes:
 
 
 def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
-    """Run the tests in `folder` marked `gpu`, and exit: what they leave on the device goes with the process."""
+    """Run the tests in `folder` marked `gpu`, and exit, which frees what they leave on the device."""
     import pytest
 
     os.environ["GSG_TEST_DEVICE"] = about["device"]
@@ -98,7 +98,7 @@ def run_tests(path: Path, about: dict[str, Any], folder: Path = TESTS) -> None:
 
 
 def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequence[str]) -> None:
-    """Measure a room's rows one by one; one that fails is named and does not keep the others from being measured."""
+    """Measure a room's rows one by one, and exit; a row that fails is named, and the others are still measured."""
     report, failed = Report(path, about), False
     rows = importlib.import_module(module).DEVICE_BENCHMARKS
     for name in names:
@@ -114,7 +114,7 @@ def run_benchmarks(path: Path, about: dict[str, Any], module: str, names: Sequen
 
 
 def in_process(start: str, target: Callable[..., Any], *args: Any) -> bool:
-    """Run `target` in a process of its own, started by "fork" or "spawn", and return whether it ended well."""
+    """Run `target` in its own process, started by "fork" or "spawn", and return whether it succeeded."""
     context: Any = multiprocessing.get_context(start)
     process = context.Process(target=target, args=args)
     process.start()
@@ -123,9 +123,9 @@ def in_process(start: str, target: Callable[..., Any], *args: Any) -> bool:
 
 
 def try_fork(device: str) -> tuple[str, dict[str, Any]]:
-    """Return how processes are to start, and `about_machine`.
+    """Return how to start processes, and the result of `about_machine`.
 
-    A fork has the libraries already that a fresh process takes half a minute to import. But it can use the GPU only if
+    A fork already has the libraries that a new process takes half a minute to import. But it can use the GPU only if
     no library has started CUDA in this process.
     """
     try:
@@ -137,7 +137,7 @@ def try_fork(device: str) -> tuple[str, dict[str, Any]]:
 
 
 def summary(content: dict[str, Any]) -> str:
-    """Return the short table: what the tests came to, and the benchmarks."""
+    """Return the short table: the tests' counts and the benchmarks."""
     tests = content["tests"].values()
     counts = {word: sum(t["outcome"] == word for t in tests) for word in ("passed", "failed", "skipped")}
     rows = [entry for entry in content["bench"].values() if "value" in entry]
@@ -151,15 +151,15 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what --only names on the device, print the table, and fail if a test or a benchmark failed."""
+    """Run the part that --only names, print the table, and raise UserError if a test or a benchmark failed."""
     parser = cli.Parser("tools.gpu_check", description=__doc__)
     parser.add_argument("--only", default="all", help=f"{', '.join(PARTS)}, or the id of a benchmark")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses all at tiny sizes")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses at tiny sizes")
     parser.add_argument(
         "--reports", default=Path("reports"), type=Path, help="where gpu.json goes, or gpu-rehearsal.json"
     )
     args = parser.parse_args(argv)
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU starts CUDA, which no fork survives
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU starts CUDA, which a fork cannot use
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """torchrun without its own tracebacks: `python -m tools.launch --nproc_per_node 8 -m pretrain.train ...`.
 
-A process that fails has said why; torchrun would bury that line under a traceback of its own.
+A process that fails has printed why; torchrun would bury that line under its own traceback.
 """
 
 import logging

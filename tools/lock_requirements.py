@@ -10,13 +10,13 @@ HEADER = """\
 # same folder `cv2`, and only the headless one works on servers without libGL.
 """
 LEFT_OUT = ("pip", "wheel", "opencv-python")
-# The packages of a CUDA build of torch, which other platforms neither need nor have.
+# The packages of a CUDA build of torch; other platforms neither need nor have them.
 LINUX_ONLY = ("cuda-", "nvidia-", "triton")
 LINUX = '; sys_platform == "linux" and platform_machine == "x86_64"'
 
 
 def locked(freeze: Iterable[str]) -> Iterator[str]:
-    """Yield the pinned lines of a freeze, without what is left out and with platform markers."""
+    """Yield the pinned lines of a freeze, without the packages left out, with platform markers."""
     for line in freeze:
         name, _, version = line.strip().partition("==")
         if not version or name in LEFT_OUT:

@@ -1,4 +1,4 @@
-"""Process groups, seeds and memory of the processes of a run."""
+"""The processes of a run: their group, seeds and memory."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
 from torch import nn
 
@@ -24,10 +25,10 @@ def seed_of_rank(seed: int, rank: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one; elsewhere, and beside a GPU, do nothing.
+    """Let glibc keep the memory that a step frees for the next one; elsewhere, and where there is a GPU, do nothing.
 
-    It would go back to the system after every step, and every page of it be faulted in again (a step of GSG on the
-    demo's images took 0.55 s so, and takes 0.48 s).
+    By default the memory goes back to the system after every step, and every page must be faulted in again: a step of
+    GSG on the demo's images took 0.55 s that way, and takes 0.48 s.
     """
     if torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return
@@ -42,19 +43,27 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
+class GatheredMetric(BaseMetric):
+    """A metric whose results are gathered through the process group."""
+
+    def __init__(self, collect_device: str = "gpu", **kwargs: Any) -> None:
+        # mmengine calls the process group "gpu", even on CPUs; "cpu" means a folder that all nodes would have to share.
+        super().__init__(collect_device=collect_device, **kwargs)
+
+
 def _require_gpus(launcher: str) -> None:
-    """Raise UserError if this machine runs more processes than this one sees GPUs: each takes the GPU of its number."""
-    wanted, found = processes(launcher)[1], torch.cuda.device_count()
-    if wanted > found:
-        remedy = f"set GPUS={found}"
+    """Raise UserError if this machine runs more processes than this one sees GPUs; process n takes GPU n."""
+    wanted, visible = processes(launcher)[1], torch.cuda.device_count()
+    if wanted > visible:
+        remedy = f"set GPUS={visible}"
         if launcher == "slurm":
             remedy += f", or let every task see them all (SRUN_ARGS='--gres=gpu:{wanted}', no --gpus-per-task)"
-        seen = f"{found} GPU" + "s" * (found != 1)
+        seen = f"{visible} GPU" + "s" * (visible != 1)
         raise UserError(f"GPUS={wanted} processes on this machine, but each sees only {seen}; {remedy}")
 
 
 def _start_gloo(launcher: str) -> None:
-    """Join the CPU process group, from the environment that torchrun gives, or Slurm."""
+    """Join the CPU process group that torchrun's or Slurm's environment describes."""
     environment = os.environ
     if launcher == "slurm":
         environment["RANK"], environment["WORLD_SIZE"] = environment["SLURM_PROCID"], environment["SLURM_NTASKS"]

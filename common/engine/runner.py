@@ -1,4 +1,4 @@
-"""mmengine's Runner as all three trainers use it: safe and atomic checkpoints, quiet console, progress."""
+"""mmengine's Runner as every trainer uses it: safe and atomic checkpoints, quiet console, progress."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ from common.files import atomic_path, only_here, write_json
 from common.log import LOG
 from common.names import OVERWRITE
 
-STATE = "run.json"  # whose settings the work_dir belongs to, and whether the run is finished
+STATE = "run.json"  # the hash of the settings that the work_dir belongs to, and whether its run is finished
 
 T = TypeVar("T")
 
@@ -43,15 +43,15 @@ _RUNS = itertools.count()
 class Runner(MMEngineRunner):
     """mmengine's Runner with checkpoints written atomically and read as data, never as code.
 
-    `backbone` is loaded into `model.backbone` after the weights are initialised; a resumed run then
-    replaces it with its own state.
+    `backbone` is loaded into `model.backbone` after the weights are initialised; a resumed run then replaces it
+    with its own state.
     """
 
     backbone: Checkpoint | None = None
     settings: str = ""
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
-        """Return mmengine's logger: everything goes to the file, only errors to the console."""
+        """Return mmengine's logger, which writes everything to the file, but only errors to the console."""
         logger = super().build_logger(log_level, log_file, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
@@ -59,13 +59,13 @@ class Runner(MMEngineRunner):
         return logger
 
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
-        """Register the config's hooks, and those that safe and exact resuming rests on."""
+        """Register the config's hooks, and those that safe and exact resuming needs."""
         super().register_hooks(*args, **kwargs)
         for hook in (RandomState(), PlainState(), StopOnSignal(), FiniteWeights()):
             self.register_hook(hook)
 
     def train(self) -> Any:
-        """Train as mmengine does; however it ends, the progress bar is closed, before an error's line."""
+        """Train as mmengine does. However it ends, the progress bar is closed, so that an error has its own line."""
         try:
             return super().train()
         finally:
@@ -76,7 +76,7 @@ class Runner(MMEngineRunner):
                     hook.restore()
 
     def _end_workers(self) -> None:
-        """End the workers that the training loader keeps, for which Python would wait as it exits."""
+        """End the workers that the training loader keeps; Python would wait for them at exit."""
         loader: Any = getattr(self._train_loop, "dataloader", None)  # it may not be built yet
         workers = getattr(loader, "_iterator", None)
         if workers is not None:
@@ -90,9 +90,9 @@ class Runner(MMEngineRunner):
                 hook.close()
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Save as mmengine does, but so that a kill or a full disk leaves the previous file whole.
+        """Save as mmengine does, but atomically: a kill or a full disk leaves the previous file whole.
 
-        Raises UserError, and saves nothing, if the loss or a weight is no finite number.
+        Raises UserError, and saves nothing, if the loss or a weight is not finite.
         """
         for hook in self.hooks:
             if isinstance(hook, StepOutputs):
@@ -104,13 +104,13 @@ class Runner(MMEngineRunner):
             super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Start the process group: mmengine's way on GPUs, gloo on CPUs, which mmengine leaves out.
+        """Start the process group: mmengine's on GPUs, gloo on CPUs, which mmengine does not offer.
 
-        Raises UserError where a machine has fewer GPUs than processes.
+        Raises UserError if a machine has fewer GPUs than processes.
         """
         keep_freed_memory()
         if self.cfg.get("randomness", {}).get("deterministic"):
-            # cuBLAS reads it as it starts, and torch then refuses deterministic training without it.
+            # cuBLAS reads this when it starts; without it torch refuses deterministic training.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.distributed and not is_distributed():
             if torch.cuda.is_available():
@@ -121,35 +121,35 @@ class Runner(MMEngineRunner):
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
-        """Build as mmengine does, with workers that leave it to the main process to stop.
+        """Build as mmengine does, with workers that leave stop signals to the main process.
 
         Batches for a GPU are pinned unless the config says otherwise, so that copying them can overlap its work.
         """
         if isinstance(dataloader, dict):
-            gpu = torch.cuda.is_available()  # without one, torch would warn of pinning
+            gpu = torch.cuda.is_available()  # without one, torch would warn about pinning
             dataloader = {**dataloader, "pin_memory": gpu and dataloader.get("pin_memory", True)}
         loader = MMEngineRunner.build_dataloader(dataloader, *args, **kwargs)
         loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
         return loader
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wrap as mmengine does; on CPUs without SyncBN, which is for GPUs alone.
+        """Wrap as mmengine does, but on CPUs without SyncBN, which needs GPUs.
 
-        From here on every process draws random numbers of its own: GSG's references differ between them.
+        From here on every process draws its own random numbers, so that GSG's references differ between them.
         """
         if self.cfg.get("channels_last"):
             model = model.to(memory_format=torch.channels_last)
-            # Once for all networks that see the images, and for the backward pass; cuDNN would convert in each.
+            # Converted once for all networks and the backward pass; otherwise cuDNN would convert in each.
             model.get_submodule("data_preprocessor").register_forward_hook(_images_channels_last)
         gpu = torch.cuda.is_available()
         if not self.distributed or (gpu and model_wrapper_cfg is not None):
             model = super().wrap_model(model_wrapper_cfg, model)
         else:
             if self.cfg.get("sync_bn") and gpu:
-                # timm's, for mmengine's own loses the activations that some of timm's networks have inside BN layers.
+                # timm's, because mmengine's loses the activations that some of timm's networks have inside BN layers.
                 model = convert_sync_batchnorm(model)
             elif self.cfg.get("sync_bn") and self.rank == 0:
-                print("CPU processes take BN statistics each of their own; SyncBN needs GPUs", flush=True)
+                print("each CPU process takes its own BN statistics; SyncBN needs GPUs", flush=True)
             model = MMDistributedDataParallel(
                 model.to(get_device()),
                 device_ids=[torch.cuda.current_device()] if gpu else None,
@@ -168,7 +168,7 @@ class Runner(MMEngineRunner):
             unwrapped(self.model).load_state_dict(checkpoint["state_dict"], strict=strict)
         except RuntimeError:
             raise UserError(
-                f"{filename} does not fit this model: the settings changed since; start afresh without RESUME=1"
+                f"{filename} does not fit this model: the settings have changed; start afresh without RESUME=1"
             ) from None
         self._has_loaded = True
         return checkpoint
@@ -182,14 +182,14 @@ class Runner(MMEngineRunner):
                 print(line, flush=True)
 
     def _maybe_compile(self, target: str) -> None:
-        # mmengine would compile the whole step, optimiser and logging included; the backbone is the work.
+        # mmengine would compile the whole step with optimiser and logging, but the backbone is most of the work.
         options = self.cfg.get("compile")
         if options:
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
 
 
 def _images_channels_last(preprocessor: nn.Module, arguments: Any, batch: Any) -> Any:
-    """Return what a data preprocessor made, with its batches of images (N, C, H, W) channels-last in memory."""
+    """Return a data preprocessor's `batch` with its images (N, C, H, W) channels-last in memory."""
     return apply_to(
         batch,
         lambda value: isinstance(value, Tensor) and value.ndim == 4,
@@ -198,7 +198,7 @@ def _images_channels_last(preprocessor: nn.Module, arguments: Any, batch: Any) -
 
 
 def alone_in(work_dir: Path) -> AbstractContextManager[None]:
-    """Return the lock under which one run alone works in `work_dir`; its first process holds it for all.
+    """Return the lock that keeps other runs out of `work_dir`; a run's first process holds it for all.
 
     Entering raises UserError if another run is at work there.
     """
@@ -217,22 +217,22 @@ def build_runner(
     """Return a Runner for `config`; with `resume`, continuing from the newest checkpoint of its work_dir.
 
     `settings` is the config's hash. A run, interrupted or finished, is continued only under the settings it
-    began with; a finished one then has no step left to do. A Runner that only tests weights that are `trained`
-    leaves the run that they lie beside as it is. Raises UserError if the work_dir holds a run of other
-    settings, unless it is to `overwrite` that, and for a config entry that does not exist.
+    began with; a finished one then has no step left. `trained` is a file of weights to test: its own run stays as
+    it is. Raises UserError if the work_dir holds a run of other settings, unless `overwrite`, and for a config
+    entry that does not exist.
     """
     work_dir = Path(config.work_dir)
     own = trained is not None and trained.parent == work_dir
     others = not own and _is_of_others(work_dir, settings, overwrite)
-    found = newest_resume_file(work_dir) if resume and not others and trained is None else None
-    config.resume, config.load_from = found is not None, None if found is None else str(found)
+    resumed = newest_resume_file(work_dir) if resume and not others and trained is None else None
+    config.resume, config.load_from = resumed is not None, None if resumed is None else str(resumed)
     runner = with_config_mistakes_named(lambda: Runner.from_cfg(config))
     runner.backbone, runner.settings = backbone, settings
     if runner.rank == 0:
-        for stale in work_dir.glob(".*.part"):  # what a kill left of a checkpoint half written
-            stale.unlink(missing_ok=True)
-    if runner.rank == 0 and found is None and not own:
-        # Only now, when the config has proved sound, is an earlier run's state given up.
+        for stale in work_dir.glob(".*.part"):  # checkpoints half-written at a kill
+            stale.unlink()
+    if runner.rank == 0 and resumed is None and not own:
+        # An earlier run's state is given up only now that the config has proved sound.
         for stale in [*work_dir.glob("*.pth"), work_dir / LOG]:
             stale.unlink(missing_ok=True)
         write_json(work_dir / STATE, {"config_sha256": settings, "finished": False})
@@ -265,7 +265,7 @@ def _is_of_others(work_dir: Path, settings: str, overwrite: bool) -> bool:
     if not overwrite:
         kind = "a finished" if finished else "an interrupted"
         raise UserError(
-            f"{work_dir} holds {kind} run of other settings; restore those to go on with it, {OVERWRITE} to replace "
+            f"{work_dir} holds {kind} run of other settings; restore those to continue it, {OVERWRITE} to replace "
             "it, or choose another folder by --runs"
         )
     return True
@@ -292,7 +292,7 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
 
 
 def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none") -> None:
-    """Write into `config` what belongs to this run and not to its settings."""
+    """Write into `config` what belongs to this run but not to its settings."""
     config.work_dir = str(work_dir)
     config.launcher = launcher
     # mmengine keys its loggers and hubs by name and second; two short runs in one process must not share them.

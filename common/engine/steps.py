@@ -1,4 +1,4 @@
-"""A step of training in as many parts as memory asks for, in any precision; and the loop over iterations."""
+"""A training step in as many parts as memory requires, in any precision; and the loop over iterations."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,17 +10,18 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor, nn
+from typing_extensions import override
 
 import common.engine.draws  # noqa: F401  (registers what the loop reads through)
 from common.engine.processes import unwrapped
 
 
 def take_step(runner: Any, index: int, batches: Iterator[Any], shares: Sequence[float]) -> None:
-    """Take one step of the optimiser, step `index`, from the next len(shares) batches.
+    """Take the optimiser's step `index`, from the next len(shares) batches.
 
     Their gradients add up, each weighted by its share of the step's images: the gradient of the mean loss. A
-    model's `start_step()`, where it has one, is called once before. The hooks see one iteration, and the parts'
-    mean outputs.
+    model's `start_step()`, if it has one, is called once before. The hooks see one iteration and the parts' mean
+    outputs.
     """
     wrapper, model = runner.optim_wrapper, unwrapped(runner.model)
     outputs: dict[str, Tensor] = {}
@@ -38,11 +39,11 @@ def take_step(runner: Any, index: int, batches: Iterator[Any], shares: Sequence[
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, which goes on exactly where a checkpoint was written.
+    """mmengine's loop over iterations, which resumes exactly where a checkpoint was written.
 
-    An iteration is a step of the optimiser, of `accumulate` batches of the loader. The loader's batches come
-    from `EndlessBatches`; a visit's random choices follow from the run's seed and the visit's number, so that
-    nothing of them needs saving.
+    An iteration is a step of the optimiser over `accumulate` batches of the loader. The loader's batches come
+    from `EndlessBatches`; a visit's random choices follow from the run's seed and the visit's number, so they
+    need no state.
     """
 
     def __init__(self, runner: Any, dataloader: Any, max_iters: int, accumulate: int = 1) -> None:
@@ -50,11 +51,11 @@ class ResumableIterLoop(IterBasedTrainLoop):
             runner, {**dataloader, "dataset": {"type": "Drawn", "dataset": dataloader["dataset"]}}, max_iters
         )
         self.accumulate = accumulate
-        # Its workers' seeds come from a generator of its own: starting it leaves the model's random numbers alone.
+        # Its workers' seeds come from its own generator, so that starting it leaves the model's random numbers alone.
         self.dataloader.generator = torch.Generator().manual_seed(runner.seed)
 
     def run(self) -> nn.Module:
-        """Train, or train on, to the last iteration, and return the model."""
+        """Train to the last iteration, from wherever the run stands, and return the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
@@ -74,10 +75,9 @@ class ResumableIterLoop(IterBasedTrainLoop):
 class StepOptimWrapper(AmpOptimWrapper):
     """mmengine's wrapper for steps that the loop divides into parts, in any precision on any device.
 
-    `dtype`: None (float32), "bfloat16", or "float16", whose gradients are scaled. mmengine's own refuses to
-    run on a CPU. Only float16 reads from the device in a step: whether a gradient overflowed, and the step is
-    left out. `share` and `last` are set by the loop for each part: its weight in the step's mean loss,
-    and whether the step ends with it.
+    `dtype`: None (float32), "bfloat16", or "float16", whose gradients are scaled. mmengine's own wrapper refuses to
+    run on a CPU. Only float16 reads from the device in a step, to skip the step if a gradient overflowed. The loop
+    sets `share` and `last` for each part: its weight in the step's mean loss, and whether the step ends with it.
     """
 
     share: float = 1.0
@@ -92,21 +92,21 @@ class StepOptimWrapper(AmpOptimWrapper):
         self._device = torch.device(get_device()).type
         self.loss_scaler = torch.amp.GradScaler(self._device, enabled=dtype == "float16")
 
+    @override
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Return the part's loss weighted by its share of the step's images."""
         return loss * self.share
 
+    @override
     def should_update(self) -> bool:
-        """Tell whether the optimiser steps after this part."""
         return self.last
 
+    @override
     def should_sync(self) -> bool:
-        """Tell whether the processes' gradients are averaged in this part's backward pass."""
         return self.last
 
+    @override
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Forward in the wrapper's precision, and average gradients only where the step ends."""
         enabled = self.cast_dtype is not None
         with (
             OptimWrapper.optim_context(self, model),

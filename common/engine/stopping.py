@@ -1,4 +1,4 @@
-"""Why a run stops before its end: signals, and numbers that are not finite."""
+"""What stops a run before its end: signals, and numbers that are not finite."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import Hook
 from mmengine.runner import Runner as MMEngineRunner
+from typing_extensions import override
 
 from common.engine.resume import newest_resume_file
 from common.errors import Stopped, UserError
@@ -19,14 +20,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a sche
 
 
 def start_worker(prepare: Callable[[int], None] | None, worker: int) -> None:
-    """Prepare a loader's worker, and let it outlive the signals that all processes get: the step needs its batch.
+    """Prepare a loader's worker, and let it ignore the stop signals that all processes get: the step needs its batch.
 
-    SIGTERM from its own parent, which is how Python ends its children as it exits, it obeys.
+    It still obeys SIGTERM from its parent, which Python sends at exit.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one that is ignored cannot be waited for
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal cannot be waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
     if prepare is not None:
@@ -40,10 +41,10 @@ def _obey_parent() -> None:
 
 
 class StopOnSignal(Hook):
-    """On a signal to stop, save after the step and leave, so that the run can resume; at a second Ctrl-C, at once.
+    """On a stop signal, save after the step and leave, so that the run can resume; on a second Ctrl-C, leave at once.
 
-    A signal to one of several processes stops all of them after the same step. They ask each other every `POLL`
-    steps, because the answer waits for all of their GPUs, and at the end of an epoch.
+    A signal to one of several processes stops all of them after the same step. They ask each other at the end of an
+    epoch, and otherwise only every `POLL` steps, because the answer waits for all GPUs.
     """
 
     POLL = 10
@@ -54,9 +55,9 @@ class StopOnSignal(Hook):
         self._received = 0
         self._previous: dict[int, Any] = {}
 
+    @override
     def before_train(self, runner: MMEngineRunner) -> None:
-        """Take over the signals, where Python lets us: in the main thread."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # only there may Python set handlers
             for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
 
@@ -65,6 +66,7 @@ class StopOnSignal(Hook):
             raise KeyboardInterrupt
         self._received = number
 
+    @override
     def after_train_iter(
         self, runner: MMEngineRunner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
@@ -78,25 +80,26 @@ class StopOnSignal(Hook):
             all_reduce(agreed, "max")
             received = int(agreed)
         if received:
-            # Also where the step was just saved: whether the file is there is not the same to all processes yet.
+            # Even if this step was just saved: processes may not agree yet on whether the file exists.
             runner.save_checkpoint(runner.work_dir, f"iter_{step}.pth", by_epoch=False)
-            barrier()  # a launcher ends all processes when the first one leaves
+            barrier()  # because a launcher ends all processes when the first one leaves
             raise Stopped(received, f"stopped by {signal.Signals(received).name} after step {step}, which is saved")
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
 
 class FiniteWeights(Hook):
-    """Let no weights into a checkpoint that are no finite numbers."""
+    """Keep weights that are not finite out of the checkpoints."""
 
     priority = "ABOVE_NORMAL"
 
+    @override
     def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Raise UserError, and so save nothing, if a weight is no finite number."""
+        """Raise UserError, so that nothing is saved, if a weight is not finite."""
         for name, value in checkpoint["state_dict"].items():
             if value.is_floating_point() and not value.isfinite().all():
                 _stop_for_nan(runner, f"{name} is no longer finite after step {runner.iter + 1}")

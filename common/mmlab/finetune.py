@@ -1,6 +1,6 @@
 """Finetuning of a pretrained backbone on mmdet or mmseg; the rooms add configs, readers and metrics.
 
-The backbone is finetuned with the other layers for a fixed number of iterations, and the last iterate is tested.
+The whole network is trained for a fixed number of iterations, and its last state is tested.
 """
 
 import copy
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
-from os.path import relpath  # for data sets beside the data root, too
+from os.path import relpath  # unlike Path.relative_to, it can leave the data root
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.checkpoint import Checkpoint
 from common.embedded import ensure_embedded
 from common.engine.batch import plan_batch, processes
 from common.engine.processes import unwrapped
-from common.engine.progress import images_a_step
+from common.engine.progress import images_per_step
 from common.engine.runner import (
     Runner,
     alone_in,
@@ -66,9 +66,9 @@ class Finetune:
     ) -> None:
         """Fit the config to the checkpoint's network, and check the data sets as a whole.
 
-        `place` says what to put where if a folder is missing. `check` takes a data set of the config and the folder of
-        what `common.preflight` remembers; it may return (width, height) by the path of each image, where the
-        annotations do not say it.
+        `place` says what to put where if a folder is missing. `check` takes a data set of the config and the folder
+        where `common.preflight` keeps its results; it may return (width, height) by the path of each image, if the
+        annotations do not give it.
         """
         fit_to_arch(self.config, checkpoint.arch)
         if self.job.key.profile == "demo":
@@ -108,7 +108,7 @@ class Finetune:
         self._fingerprint = data_fingerprint(job.folders.data, config, *self._sets)
 
     def train(self) -> None:
-        """Train, unless weights of these settings are there, and leave weights and config in the work_dir."""
+        """Train unless there are weights of these settings, and leave weights and config in the work_dir."""
         if self._trained is None:
             with_config_mistakes_named(self.runner.train)
             save_weights(self.runner, settings=self.job.trained_under)
@@ -117,7 +117,7 @@ class Finetune:
         save_config(self.runner)
 
     def test(self) -> dict[str, Any]:
-        """Return all that the evaluator finds for the last iterate."""
+        """Return the evaluator's scores of the trained network."""
         try:
             with redirect_stdout(StringIO()):
                 return self.runner.test_loop.run()
@@ -127,7 +127,7 @@ class Finetune:
     def measured(
         self, metrics: Mapping[str, float], details: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     ) -> Measured:
-        """Return what the record says of the run; `facts` are what else a reader must know to compare it."""
+        """Return the run's content of its record; `facts` adds settings that a reader needs to compare it."""
         n_train, n_test = map(len, self._sets)
         protocol = {**protocol_facts(self.runner, n_train=n_train, n_test=n_test), **(facts or {})}
         device = next(self.runner.model.parameters()).device.type
@@ -137,9 +137,9 @@ class Finetune:
     def record(
         self, measure: Callable[[Finetuning, Checkpoint], Measured], save: Callable[[Runner, Path], None]
     ) -> None:
-        """Record what `measure` finds; then `save` what else a finished run leaves.
+        """Record the result of `measure`, then `save` the run's other products.
 
-        Not before: what goes wrong with the extras must not cost the record.
+        In this order, so that an error in the products does not cost the record.
         """
         with self._held:
             record(self.job, measure)
@@ -151,7 +151,7 @@ class Finetune:
 def fit_to_arch(config: Config, arch: str) -> None:
     """Set the backbone's depth, and the channels that the neck or decode head takes from it, for `arch`.
 
-    Raises UserError for a network without the four stages at strides 4-32 that the dense heads read.
+    Raises UserError for a network without the four stages at strides 4 to 32 that the dense heads read.
     """
     if arch not in RESNETS:
         raise UserError(
@@ -165,7 +165,7 @@ def fit_to_arch(config: Config, arch: str) -> None:
 
 
 def require_layout(config: Config, place: str) -> None:
-    """Raise UserError naming the first folder or file that a data set of `config` reads and that is not there."""
+    """Raise UserError naming the first missing folder or file that a data set of `config` reads."""
     for dataset in datasets(config):
         root = Path(dataset.data_root)
         parts = [dataset.get("ann_file", ""), *dataset.data_prefix.values()]
@@ -175,7 +175,7 @@ def require_layout(config: Config, place: str) -> None:
 
 
 def datasets(config: Config) -> Iterator[ConfigDict]:
-    """Yield the settings of every data set that a run reads, those of a concatenation one by one."""
+    """Yield the settings of every data set that a run reads; a concatenation yields its parts."""
     yield from _leaves(config.train_dataloader.dataset)
     yield from _leaves(config.test_dataloader.dataset)
 
@@ -199,29 +199,29 @@ def save_weights(runner: Runner, *, settings: str) -> None:
 
 
 def trained_weights(job: Finetuning) -> Path | None:
-    """Return the `final.pth` of these settings: the work_dir's, or that of a variant which trains alike; else None."""
+    """Return the `final.pth` of these settings, from the work_dir or from a variant that trains alike, or None."""
     work_dir = job.work_dir
     folders = glob.escape(str(work_dir.parent.parent / f"{job.key.task}-{job.key.dataset}")) + "*"
-    others = sorted(Path(found) for found in glob.glob(f"{folders}/{glob.escape(work_dir.name)}/{WEIGHTS}"))
+    others = sorted(Path(path) for path in glob.glob(f"{folders}/{glob.escape(work_dir.name)}/{WEIGHTS}"))
     return next((path for path in (work_dir / WEIGHTS, *others) if _settings_of(path) == job.trained_under), None)
 
 
 def _settings_of(path: Path) -> str | None:
-    """Return the settings that a `final.pth` was trained under; None if it is missing, damaged or another file."""
+    """Return the settings that a `final.pth` was trained under; None if it is missing, damaged or not such a file."""
     try:
         meta = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["meta"]
         return meta["settings_sha256"] if is_whole_zip(path) else None
-    except Exception:  # torch raises nearly anything; the run is then resumed, or trained
+    except Exception:  # torch may raise nearly anything; the run is then trained
         return None
 
 
 def load_weights(runner: Runner, path: Path) -> None:
-    """Make the runner test the weights of `path`, and let its work_dir have them."""
+    """Load the weights of `path` into the runner, and copy the file to its work_dir."""
     unwrapped(runner.model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     runner.call_hook("before_run")
     runner._maybe_compile("test_step")
     if runner.rank == 0:
-        print(f"tests what was trained before: {path}", flush=True)
+        print(f"testing the weights trained before: {path}", flush=True)
         if path.parent != Path(runner.work_dir):
             atomic_write(Path(runner.work_dir) / WEIGHTS, lambda file: shutil.copyfile(path, file))
 
@@ -236,8 +236,8 @@ def save_config(runner: Runner) -> None:
 def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
     """Return a SHA-256 over names and sizes in bytes of the images and annotations that the data sets list.
 
-    Of a file that the config names (COCO's annotations, VOC's lists) the content counts. Raises UserError naming
-    a listed file that is not there: better now than after hours of training.
+    A file that the config names (COCO's annotations, VOC's lists) enters by its content. Raises UserError naming a
+    listed file that is missing, before hours are spent on training.
     """
     files = {Path(d.data_root) / d.ann_file for d in datasets(config) if d.get("ann_file")}
     entries = [f"{relpath(file, data)}:{sha256_of_file(file)}" for file in sorted(files)]
@@ -253,11 +253,11 @@ def data_fingerprint(data: Path, config: Config, *listed: Any) -> str:
 
 
 def protocol_facts(runner: Runner, *, n_train: int, n_test: int) -> dict[str, Any]:
-    """Return what a reader of the record must know to compare it."""
+    """Return the settings that a reader of the record needs to compare it."""
     config = runner.cfg
     return {
         "iterations": config.train_cfg.max_iters,
-        "batch": images_a_step(runner),
+        "batch": images_per_step(runner),
         "lr": config.optim_wrapper.optimizer.lr,
         "precision": config.optim_wrapper.get("dtype") or "float32",
         "frozen_stages": config.model.backbone.frozen_stages,

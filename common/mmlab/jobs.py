@@ -23,16 +23,16 @@ BACKBONE = dict.fromkeys(
     ("model.backbone.depth", "model.neck.in_channels", "model.decode_head.in_channels"),
     "choose another backbone by METHOD or CHECKPOINT (--method, --checkpoint)",
 )
-# The parts of a config that training does not read: under others of these, what was trained is tested again.
+# The parts of a config that training does not read: if only these change, the trained weights are tested again.
 TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "evaluation")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finetuning(Job):
-    """A run that finetunes a checkpoint on mmdet or mmseg; `again` means to test what was trained before."""
+    """A run that finetunes a checkpoint on mmdet or mmseg; `again` means to test the weights trained before."""
 
     training: str  # SHA-256 of the settings that training reads
-    fixed_iterations: bool  # the number of iterations was asked for, and does not follow the batch
+    fixed_iterations: bool  # the number of iterations was given, and does not follow the batch
 
     @property
     def trained_under(self) -> str:
@@ -64,8 +64,8 @@ def resolve(
 ) -> list[Finetuning]:
     """Return the runs of all checkpoints that the arguments ask for.
 
-    `options` are the changes of the config that the `variant` means; `products` returns the files without which a run
-    in a work_dir is not done, beside its weights and config.
+    `options` are the config entries of the `variant`; `products` returns the files that a finished run leaves in its
+    work_dir besides weights and config.
     """
     if not (configs / args.profile).is_dir():
         known = ", ".join(profile for profile in PROFILES if (configs / profile).is_dir())
@@ -103,6 +103,6 @@ def resolve(
 
 
 def named(path: str, data: Path) -> str:
-    """Return what a product calls the file: its path from the data root, or the whole path if it lies elsewhere."""
+    """Return a file's name in a run's products: its path from the data root, or the whole path if it lies elsewhere."""
     absolute, root = Path(path).absolute(), data.absolute()
     return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

@@ -1,4 +1,4 @@
-"""What the data of detection and segmentation go through on their way to the network: read, pinned, copied."""
+"""The way of detection's and segmentation's data to the network: read, pinned, copied."""
 
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from common.images import read_image
 class LoadImage(BaseTransform):
     """Decode `img_path` with Pillow, as detectron2 and CSAIL do, into (H, W, 3) uint8 BGR, OpenMMLab's order.
 
-    mmcv's own loader lets a truncated JPEG through (OpenCV) or does not say which file it was (Pillow);
-    this one raises UserError naming it.
+    mmcv's own loader accepts a truncated JPEG (OpenCV) or does not name the file (Pillow); this one raises
+    UserError naming it.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class LoadImage(BaseTransform):
 
 
 def pin_memory(element: BaseDataElement) -> BaseDataElement:
-    """Return the element with its tensors in pinned memory, from where copies to a GPU need not be waited for."""
+    """Return the element with its tensors in pinned memory, from which copies to a GPU do not block the host."""
     pinned = element.new()
     for key, value in element.items():
         if hasattr(value, "pin_memory"):
@@ -37,12 +37,12 @@ def pin_memory(element: BaseDataElement) -> BaseDataElement:
     return pinned
 
 
-# torch's loader with `pin_memory=True` looks for this method; mmengine's elements, which hold the labels, lack it.
+# torch's loader pins what has this method, and mmengine's elements, which hold the labels, lack it.
 BaseDataElement.pin_memory = pin_memory
 
 
 class Unblocking(BaseDataPreprocessor):
-    """Goes before mmdet's or mmseg's preprocessor among a class's bases, so that nothing there waits for the GPU."""
+    """To be mixed in before mmdet's or mmseg's preprocessor, so that nothing there waits for the GPU."""
 
     def __init__(self, bgr_to_rgb: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -52,6 +52,6 @@ class Unblocking(BaseDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Return the batch on the device, as the other base prepares it; `inputs` are (3, H, W) uint8 BGR."""
         data = self.cast_data(data)
-        if self.bgr_to_rgb:  # mmengine's way, a list of channels as index, is a copy to the GPU that blocks
+        if self.bgr_to_rgb:  # mmengine indexes by a list of channels, a copy to the GPU that blocks
             data["inputs"] = [image.flip(0) for image in data["inputs"]]
         return super().forward(data, training)

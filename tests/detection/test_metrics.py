@@ -184,10 +184,8 @@ def test_objects_keep_the_order_of_the_file() -> None:
     metric = VOCAP()
     one = image([(0, A, True), (1, B), (0, NEAR_A, True), (1, A)])
     metric.process(None, [sample(one)])
-    [kept] = metric.results
-    assert kept.labels.tolist() == one.labels.tolist()
-    assert kept.truth.tolist() == one.truth.tolist()
-    assert kept.difficult.tolist() == one.difficult.tolist()
+    for kept, want in zip(metric.results[0], one, strict=True):
+        assert kept.tolist() == want.tolist()
 
 
 def test_two_processes_that_share_no_folder_count_all_images(tmp_path: Path, coco_file: Path) -> None:

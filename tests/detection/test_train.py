@@ -11,13 +11,11 @@ import torch
 
 from common import embedded
 from common.engine import runner as engine
-from common.engine.progress import Progress
 from common.errors import UserError
 from common.records import read_record
 from detection import predictions
-from detection.train import main, register
+from detection.train import main
 from tests.dense import Place
-from tests.detection.layouts import write_coco, write_voc
 
 SMALL = (
     "train_cfg.max_iters=2",
@@ -94,13 +92,8 @@ NARROW = (
 
 
 @pytest.fixture
-def paper(tmp_path: Path) -> Place:
-    register()
-    from mmdet.datasets import CocoDataset, VOCDataset
-
-    write_voc(tmp_path / "data" / "VOCdevkit", VOCDataset.METAINFO["classes"])
-    write_coco(tmp_path / "data" / "coco", CocoDataset.METAINFO["classes"])
-    return Place(tmp_path / "data", tmp_path)
+def paper(official: Path) -> Place:
+    return Place(official, official.parent)
 
 
 @pytest.mark.slow
@@ -177,35 +170,6 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(paper: Place, tmp_p
     assert whole[0].keys() == resumed[0].keys()
     assert [name for name, value in whole[0].items() if not torch.equal(value, resumed[0][name])] == []
     assert whole[1:] == resumed[1:]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [1, 3, 4])
-def test_interrupted_at_other_moments(paper: Place, tmp_path: Path, monkeypatch, stop: int) -> None:
-    options = (*paper_options("voc", iterations=4, workers=0), "default_hooks.checkpoint.interval=2", *NARROW)
-    checkpoint = paper.checkpoint("resnet18")
-    arguments = ("--profile=imagenet", f"--checkpoint={checkpoint}", "--name=tiny", "--accumulate=2")
-    paper.run(main, *arguments, arch=None, options=options)
-    other = Place(paper.data, tmp_path / "other")
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "after_train_iter", _interrupt_after(stop))
-        with pytest.raises(KeyboardInterrupt):
-            other.run(main, *arguments, arch=None, options=options)
-    other.run(main, *arguments, "--resume", arch=None, options=options)
-    whole, resumed = of_run(paper), of_run(other)
-    assert all(torch.equal(value, resumed[0][name]) for name, value in whole[0].items())
-    assert whole[1:] == resumed[1:]
-
-
-def _interrupt_after(steps: int):
-    original = Progress.after_train_iter
-
-    def after_train_iter(self, runner, *args, **kwargs) -> None:
-        original(self, runner, *args, **kwargs)
-        if runner.iter + 1 == steps:
-            raise KeyboardInterrupt
-
-    return after_train_iter
 
 
 # A CPU without bfloat16 in hardware takes 20 seconds.
@@ -356,14 +320,21 @@ def test_final_weights_that_are_damaged_are_made_again_from_the_last_step(place:
     assert path.with_name("log.jsonl").read_text() == log
 
 
-def test_annotations_are_checked_before_training(place: Place, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(place.data, data)
-    path = data / "demo" / "VOCdevkit" / "VOC2007" / "Annotations" / "000003.xml"
-    path.write_text(path.read_text().replace("<xmax>", "<xmax>9", 1))
-    with pytest.raises(UserError, match=r"000003\.xml: box .* lies outside its image of 160 x 160 pixels"):
-        Place(data, tmp_path).run(main, options=SMALL)
-    assert not (tmp_path / "runs" / "demo").exists()
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("Annotations/000003.xml", lambda content: content.replace(b"<xmax>", b"<xmax>9", 1),
+         r"000003\.xml: box .* lies outside its image of 160 x 160 pixels"),
+        ("JPEGImages/000001.jpg", lambda content: content[:2000], r"000001\.jpg is truncated"),
+        ("JPEGImages/000002.jpg", None, r"000002\.jpg is listed but missing"),
+    ],
+)  # fmt: skip
+def test_images_and_annotations_are_checked_before_training(broken: Place, name: str, damage, says: str) -> None:
+    path = broken.data / "demo" / "VOCdevkit" / "VOC2007" / name
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=says):
+        broken.run(main, options=SMALL)
+    assert not (broken.root / "runs" / "demo").exists()
 
 
 @pytest.mark.slow
@@ -394,23 +365,6 @@ def test_a_missing_data_set_says_what_to_place_where(place: Place, tmp_path: Pat
     empty = Place(tmp_path / "empty", tmp_path)
     with pytest.raises(UserError, match=rf"{tmp_path}/empty/\w+ is missing; .*{file}"):
         empty.run(main, "--profile=imagenet", f"--dataset={dataset}", arch="resnet50")
-
-
-def test_a_truncated_image_is_named(place: Place, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(place.data, data)
-    image = data / "demo" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
-    image.write_bytes(image.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"000001\.jpg is truncated"):
-        Place(data, tmp_path).run(main, options=(*SMALL, "train_cfg.max_iters=6"))
-
-
-def test_a_missing_image_is_named_before_training(place: Place, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(place.data, data)
-    (data / "demo" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000002.jpg").unlink()
-    with pytest.raises(UserError, match=r"000002\.jpg is listed but missing"):
-        Place(data, tmp_path).run(main, options=SMALL)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,19 @@
-"""What the tests of the room share: a working folder with a few images."""
+"""What the tests of the room share: a working folder with a few images, and torch as it was."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+
+@pytest.fixture
+def deterministic():
+    """Leave torch as it was after runs with --deterministic."""
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from common.config import load_config
 from common.errors import UserError
 from common.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.augmentation import (
-    GaussianBlur,
     NormalizedTensor,
     RandomGrayscale,
     RandomInvert,
@@ -277,10 +276,6 @@ def test_an_image_and_its_array_give_the_same_view_and_stay_as_they_are(kind):
 def test_a_wrong_step_is_named(step, named):
     with pytest.raises(UserError, match=named):
         build_augmentation([step])
-
-
-def test_blur_says_its_radius():
-    assert repr(GaussianBlur()) == "GaussianBlur(radius=(0.1, 2.0))"
 
 
 def test_bench_names_both_recipes_and_their_ratio():

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from common.checkpoint import load_checkpoint
-from common.config import load_config
 from common.engine.draws import Draw, seeded
 from common.errors import UserError
 from common.images import IMAGENET_MEAN, IMAGENET_STD
@@ -31,20 +30,14 @@ from pretrain.device_views import (
     device_steps,
     make_views,
 )
-from pretrain.train import CONFIGS
 from pretrain.views import MARGIN, EpochSampler, PixelBatches, collate_visits
-from tests.pretrain.tiny import remove_export, run_train, weights_and_log
+from tests.pretrain.test_augmentation import PHOTOS, pil_blur, steps_of
+from tests.pretrain.tiny import outcome, remove_export, run_train
 from tests.waits import waits
 
-PHOTOS = [photo[:224, 200:500].copy() for photo in load_sample_images().images]
 # As small as CIFAR-10's: whole photographs at 32 pixels.
 SMALL = [np.asarray(Image.fromarray(photo).resize((32, 32))) for photo in load_sample_images().images]
 IMAGES = [*PHOTOS, *SMALL]
-
-
-def steps_of(profile: str) -> list[dict]:
-    config = load_config(CONFIGS / profile / "simsiam.py")
-    return [dict(step) for step in config.train_dataloader.dataset.augmentation]
 
 
 def batch(*images: np.ndarray) -> torch.Tensor:
@@ -53,10 +46,6 @@ def batch(*images: np.ndarray) -> torch.Tensor:
 
 def pixels(x: torch.Tensor) -> np.ndarray:
     return x.permute(0, 2, 3, 1).numpy()
-
-
-def pil_blur(image: Image.Image, radius: float) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(radius))
 
 
 def blur(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -371,7 +360,7 @@ def test_views_follow_from_the_seed_of_the_batch(tmp_path, sizes):
 def test_a_run_resumes_within_an_epoch_bit_for_bit(space, monkeypatch):
     options = ("train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True")
     run_train("--device-views", options=options)
-    whole = weights_and_log(space, "simsiam")
+    weights, lines = outcome(space, "simsiam")
     remove_export(space)
     from common.engine.runner import Runner
 
@@ -392,9 +381,8 @@ def test_a_run_resumes_within_an_epoch_bit_for_bit(space, monkeypatch):
     with pytest.raises(UserError, match="interrupted run of other settings"):
         run_train("--resume", options=(*options, "default_hooks.checkpoint.interval=2"))
     run_train("--device-views", "--resume", options=(*options, "default_hooks.checkpoint.interval=2"))
-    resumed = weights_and_log(space, "simsiam")
-    assert all(torch.equal(whole[0][name], value) for name, value in resumed[0].items())
-    assert resumed[1] == [line for line in whole[1] if line["step"] != 2]  # killed before it wrote that line
+    # Killed before it wrote the line of step 2.
+    assert outcome(space, "simsiam") == (weights, [line for line in lines if line["step"] != 2])
 
 
 def test_images_of_several_sizes_are_cropped_by_processes_and_finished_by_the_device(space):

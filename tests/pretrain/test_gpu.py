@@ -23,16 +23,13 @@ from common.errors import Stopped
 from pretrain import linear, methods
 from pretrain.gsg import GUIDES, Views, choose_views, gsg_loss, sent
 from pretrain.methods import derangement
-from tests.pretrain.test_scale import free_port, frozen, runner_of
-from tests.pretrain.tiny import remove_export, run_train, weights_and_log
+from tests.pretrain.test_scale import SMALL, free_port, frozen, runner_of
+from tests.pretrain.tiny import outcome, remove_export, run_train
 
 # torch asks for it at the first product on a GPU of this process, whichever test takes it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-TINY_NETWORK = dict(
-    backbone=dict(name="test_resnet"), projector=dict(layers=2, dim=16), predictor=dict(hidden_dim=8), guide="none"
-)
-RESNET = dict(TINY_NETWORK, backbone=dict(name="resnet18"), projector=dict(layers=2, dim=64))
+RESNET = dict(SMALL, backbone=dict(name="resnet18"), projector=dict(layers=2, dim=64))
 FRESH = dict(guide="nearest", views="fresh")
 SHARED = dict(guide="nearest", views="shared")
 
@@ -202,7 +199,7 @@ def test_a_step_ends_at_the_weights_of_the_cpu(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_steps_in_lower_precision_are_finite_and_learn(device: torch.device, dtype: str) -> None:
-    model = build("SimSiam", device, **(TINY_NETWORK | FRESH))
+    model = build("SimSiam", device, **(SMALL | FRESH))
     wrapper, before = wrapper_of(model, dtype=dtype), weights(model)
     losses = torch.stack([step(model, wrapper, n=8).detach() for _ in range(5)])  # the first may overflow in float16
     assert losses.isfinite().all()
@@ -216,7 +213,7 @@ def test_steps_in_lower_precision_are_finite_and_learn(device: torch.device, dty
 def test_a_step_whose_gradients_overflow_is_left_out_and_the_scaler_goes_on_after_a_resume(
     device: torch.device, tmp_path: Any
 ) -> None:
-    model = build("SimSiam", device, **TINY_NETWORK)
+    model = build("SimSiam", device, **SMALL)
     wrapper, before = wrapper_of(model, dtype="float16"), weights(model)
     wrapper.loss_scaler.load_state_dict({**wrapper.loss_scaler.state_dict(), "scale": 2.0**100})
     assert step(model, wrapper, n=4).isfinite()
@@ -274,7 +271,7 @@ def test_compiled_ends_at_the_weights_of_eager(device: torch.device) -> None:
         pytest.skip("torch.compile needs a C compiler and Python's headers")
     found = []
     for options in (None, {"mode": "reduce-overhead"} if device.type == "cuda" else {"backend": "aot_eager"}):
-        model = build("SimSiam", device, **(TINY_NETWORK | FRESH))
+        model = build("SimSiam", device, **(SMALL | FRESH))
         if options is not None:
             model.backbone.compile(**options)
         wrapper = wrapper_of(model, SLOW)
@@ -297,16 +294,6 @@ BETWEEN_LINES = (2, 3, 5)
 LARS = ("type=LARS", "trust_coeff=0.001", "always_adapt=True")
 
 
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    """Leave torch as it was after runs with --deterministic."""
-    cudnn = torch.backends.cudnn
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", [(), ("--amp", "fp16"), ("--amp", "bf16", "--channels-last")], ids=" ".join)
 def test_deterministic_runs_stopped_by_sigterm_resume_to_the_same_bits(
@@ -314,7 +301,7 @@ def test_deterministic_runs_stopped_by_sigterm_resume_to_the_same_bits(
 ) -> None:
     run: Any = dict(method="byol_gsg", options=("default_hooks.progress.interval=2",))
     run_train("--deterministic", *how, **run)
-    wanted, lines = weights_and_log(space, "byol_gsg")
+    whole = outcome(space, "byol_gsg")
     remove_export(space)
     original, calls = methods.BYOL.loss, []
 
@@ -330,9 +317,7 @@ def test_deterministic_runs_stopped_by_sigterm_resume_to_the_same_bits(
             run_train("--deterministic", *how, **run)
     assert set(calls) == {device.type}
     run_train("--deterministic", "--resume", *how, **run)
-    resumed, resumed_lines = weights_and_log(space, "byol_gsg")
-    assert all(torch.equal(value, resumed[key]) for key, value in wanted.items())
-    assert resumed_lines == lines
+    assert outcome(space, "byol_gsg") == whole
 
 
 @pytest.mark.gpu

@@ -63,31 +63,27 @@ def test_a_step_takes_the_number_of_views_and_learns(method, guide, views, expec
         model(batch(6 - expected))
 
 
-def test_fresh_views_pair_slots_3_and_4_by_a_permutation():
+@pytest.mark.parametrize(("views", "count", "draw"), [("fresh", 4, torch.randperm), ("shared", 2, derangement)])
+@pytest.mark.parametrize("method", [SimSiam, BYOL])
+def test_references_are_a_permutation_of_fresh_views_or_a_derangement_of_shared_ones(method, views, count, draw):
+    """Fresh ones are in slots 3 and 4. SimSiam's targets are its projections, BYOL's those of the target network."""
     torch.manual_seed(0)
-    model = SimSiam(**SMALL, guide="nearest").eval()  # eval: BN makes no difference between the two passes
-    inputs = batch(4, n=6)
+    model = method(**SMALL, guide="nearest", views=views).eval()  # eval: BN makes no difference between the passes
+    if method is BYOL:
+        with torch.no_grad():
+            for parameter in model.target.parameters():
+                parameter.mul_(-1)
+    inputs = batch(count, n=6)
     torch.manual_seed(7)
     loss = model(inputs)["loss"]
+    loss.backward()
+    assert method is SimSiam or all(p.grad is None for p in model.target.parameters())
     torch.manual_seed(7)
-    order = torch.randperm(6)
-    z = [model.project(x) for x in inputs]
-    p = [model.predictor(view) for view in z]
-    want = gsg_loss(Views(z[0], z[1], p[0], p[1]), Views(z[2], z[3], p[2], p[3]).at(order))
+    order = draw(6)
+    p = [model.predictor(model.project(x)) for x in inputs]
+    t = [(model.target if method is BYOL else model.project)(x) for x in inputs]
+    want = gsg_loss(Views(t[0], t[1], p[0], p[1]), Views(t[-2], t[-1], p[-2], p[-1]).at(order))
     torch.testing.assert_close(loss, want)
-
-
-def test_shared_views_reuse_the_batch_by_a_derangement():
-    torch.manual_seed(0)
-    model = SimSiam(**SMALL, guide="nearest", views="shared").eval()
-    inputs = batch(2, n=6)
-    torch.manual_seed(7)
-    loss = model(inputs)["loss"]
-    torch.manual_seed(7)
-    order = derangement(6)
-    z = [model.project(x) for x in inputs]
-    image = Views(z[0], z[1], *(model.predictor(view) for view in z))
-    torch.testing.assert_close(loss, gsg_loss(image, image.at(order)))
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 64])
@@ -123,52 +119,13 @@ def test_byol_target_moves_by_one_percent_a_step_and_not_in_a_forward_pass():
     online = [*model.backbone.parameters(), *model.projector.parameters()]
     for old, new, source in zip(before, model.target.parameters(), online, strict=True):
         torch.testing.assert_close(new, 0.99 * old + 0.01 * source)
+        assert torch.equal(new, old.lerp(source, 1 - 0.99))  # the kernel for all parameters is that for each
         assert not new.requires_grad
     for name, value in model.backbone.named_buffers():
         assert torch.equal(value, buffers[name])
     moved = [p.clone() for p in model.target.parameters()]
     model(batch(2))  # as often as a step has parts
     assert all(torch.equal(old, new) for old, new in zip(moved, model.target.parameters(), strict=True))
-
-
-def test_the_target_moves_as_by_one_lerp_per_parameter():
-    torch.manual_seed(0)
-    model = BYOL(**SMALL)
-    with torch.no_grad():
-        for parameter in model.target.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    online = [*model.backbone.parameters(), *model.projector.parameters()]
-    want = [
-        old.detach().lerp(new, 1 - model.momentum) for old, new in zip(model.target.parameters(), online, strict=True)
-    ]
-    model.start_step()
-    assert all(torch.equal(new, old) for new, old in zip(model.target.parameters(), want, strict=True))
-
-
-def test_byol_gives_the_target_no_gradient_and_uses_its_projections():
-    torch.manual_seed(0)
-    model = BYOL(**SMALL, guide="nearest")
-    with torch.no_grad():
-        for parameter in model.target.parameters():
-            parameter.mul_(-1)
-    model(batch(4))["loss"].backward()
-    assert all(p.grad is None for p in model.target.parameters())
-    model.eval()
-    inputs = batch(4, seed=1)
-    torch.manual_seed(3)
-    loss = model(inputs)["loss"]
-    torch.manual_seed(3)
-    order = torch.randperm(4)
-    t = [model.target(x) for x in inputs]
-    p = [model.predictor(model.project(x)) for x in inputs]
-    want = gsg_loss(Views(t[0], t[1], p[0], p[1]), Views(t[2], t[3], p[2], p[3]).at(order))
-    torch.testing.assert_close(loss, want)
-
-
-def test_unknown_options_are_the_users_mistake():
-    for wrong in ({"guide": "nearst"}, {"views": "frseh"}, {"backbone": {"name": "resnet19"}}):
-        with pytest.raises(UserError, match="unknown"):
-            SimSiam(**{**SMALL, **wrong})
 
 
 def test_spread_is_one_over_sqrt_d_for_even_directions_and_zero_in_collapse():

@@ -29,20 +29,13 @@ def test_training_changes_no_bit_of_the_backbone():
     assert not torch.equal(model.fc.weight, layer)
 
 
-def test_the_digest_sees_a_bit_of_a_running_statistic():
-    model = probe()
-    before = digest(model.backbone)
-    model.backbone.bn1.running_mean[0] += 1e-7
-    assert digest(model.backbone) != before
-
-
-def test_a_changed_backbone_fails_the_run():
+@pytest.mark.parametrize("changed", ["conv1.weight", "bn1.running_mean"])
+def test_a_change_of_the_backbone_fails_the_run(changed):
     runner = SimpleNamespace(model=probe())
     hook = KeepFrozen()
     hook.before_train(runner)
     hook.after_train(runner)
-    with torch.no_grad():
-        runner.model.backbone.conv1.weight[0, 0, 0, 0] += 1
+    runner.model.backbone.state_dict()[changed].view(-1)[0] += 1e-7
     with pytest.raises(RuntimeError, match="frozen"):
         hook.after_train(runner)
 

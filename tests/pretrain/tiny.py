@@ -33,10 +33,11 @@ def log(space: Path, name: str = "simsiam") -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def weights_and_log(space: Path, method: str) -> tuple[dict, list[dict]]:
-    """What a run leaves: its exported tensors, and its log but for speeds and times."""
+def outcome(space: Path, method: str) -> tuple[dict[str, bytes], list[dict]]:
+    """What a run leaves: the bits of its exported tensors, and its log without speeds and times."""
     lines = [{k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in log(space, method)]
-    return load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict, lines
+    tensors = load_checkpoint(space / "checkpoints" / "demo" / f"{method}.pth").state_dict
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, lines
 
 
 def remove_export(space: Path) -> None:

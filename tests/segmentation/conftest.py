@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.dense import place, tiny_data
+from tests.dense import broken, place, tiny_data
 
-__all__ = ["place", "small_ade20k", "tiny_data"]
+__all__ = ["broken", "place", "small_ade20k", "tiny_data"]
 
 
 @pytest.fixture

@@ -142,8 +142,9 @@ def test_a_run_logs_its_progress(make, tmp_path, capsys):
     assert work(tmp_path) == ["epoch_2.pth", "epoch_3.pth"]
 
 
-def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path, monkeypatch):
-    """Lines every 3 of 12 steps, in epochs of 4: the last value is logged, and the history holds every one."""
+@pytest.mark.parametrize(("interval", "steps"), [(3, [3, 4, 6, 8, 9, 12]), (1000, [4, 8, 12])])
+def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path, monkeypatch, interval, steps):
+    """Of 12 steps in epochs of 4, the last value before a line is logged, and the history holds every one."""
     losses, reads = [], []
     forward, read = TinyModel.forward, StepOutputs.read
 
@@ -160,9 +161,9 @@ def test_numbers_are_read_where_a_line_is_logged_and_none_is_lost(make, tmp_path
         read(self, runner)
 
     monkeypatch.setattr(StepOutputs, "read", note)
-    runner = make(**{"default_hooks.progress.interval": 3, "default_hooks.logger": None})
+    runner = make(**{"default_hooks.progress.interval": interval, "default_hooks.logger": None})
     train(runner)
-    assert reads == [3, 4, 6, 8, 9, 12]
+    assert reads == steps
     assert {line["step"]: line["loss"] for line in log(tmp_path)} == {step: losses[step - 1] for step in reads}
     assert runner.message_hub.get_scalar("train/loss").data[0].tolist() == losses
 
@@ -176,12 +177,6 @@ def test_histories_do_not_grow_with_the_run(make, tmp_path, monkeypatch):
     assert history[-1] == log(tmp_path)[-1]["loss"]
     lengths = {len(buffer.data[0]) for buffer in runner.message_hub.log_scalars.values()}
     assert max(lengths) <= 5  # `train/time` comes after the others have been cut
-
-
-def test_a_run_without_lines_still_reads_its_last_steps(make):
-    runner = make(**{"default_hooks.progress.interval": 1000, "default_hooks.logger": None})
-    train(runner)
-    assert len(runner.message_hub.get_scalar("train/loss").data[0]) == EPOCHS * STEPS
 
 
 def test_images_per_second_are_those_of_the_clock_without_what_comes_between_epochs(make, tmp_path):
@@ -272,14 +267,6 @@ def test_interruptions_do_not_make_checkpoints_pile_up(make, tmp_path):
     assert work(tmp_path) == ["iter_10.pth", "iter_11.pth"]
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(make, tmp_path):
-    interrupted(make, stop=2)
-    runner = make(resume=True)
-    train(runner)
-    assert runner.steps[0] == 1
-    assert places(log(tmp_path)) == WHOLE_LOG
-
-
 def test_a_finished_run_that_is_resumed_has_no_step_left_and_keeps_its_files(make, tmp_path):
     whole = make()
     train(whole)
@@ -292,21 +279,22 @@ def test_a_finished_run_that_is_resumed_has_no_step_left_and_keeps_its_files(mak
     assert places(log(tmp_path)) == places(lines) == WHOLE_LOG
 
 
-def test_a_finished_run_starts_afresh_without_resume(make, tmp_path):
-    train(make())
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (None, {}),  # finished
+        (6, {}),
+        (2, {"resume": True}),  # before its first checkpoint
+        (2, {"settings": "others"}),  # what such a run left is in nobody's way
+    ],
+)
+def test_a_run_starts_afresh_without_resume_or_without_a_checkpoint(make, tmp_path, stop, options):
+    interrupted(make, stop=stop) if stop else train(make())
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "old": 1}\n')
-    runner = make()
+    runner = make(**options)
     assert work(tmp_path) == []
     train(runner)
     assert runner.steps == list(range(1, EPOCHS * STEPS + 1))
-    assert places(log(tmp_path)) == WHOLE_LOG
-
-
-def test_an_interrupted_run_without_resume_starts_afresh(make, tmp_path):
-    interrupted(make, stop=6)
-    runner = make()
-    train(runner)
-    assert runner.steps[0] == 1
     assert places(log(tmp_path)) == WHOLE_LOG
 
 
@@ -346,13 +334,6 @@ def test_a_run_of_other_settings_is_overwritten_where_that_is_asked_for(make, tm
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert state == {"config_sha256": "others", "finished": True}
     assert make(resume=True, overwrite=True, settings="others").cfg.load_from  # which are now those of the run
-
-
-def test_what_a_run_left_that_stopped_before_its_first_checkpoint_is_in_nobodys_way(make):
-    interrupted(make, stop=2)
-    runner = make(settings="others")
-    train(runner)
-    assert runner.steps[0] == 1
 
 
 def test_a_model_that_does_not_fit_the_resume_file_is_refused(make):
@@ -404,36 +385,38 @@ class Payload:
         return (os.mkdir, (str(self.mark),))
 
 
-def test_code_in_a_resume_file_does_not_run(make, tmp_path):
-    interrupted(make, stop=6)
-    path, mark = tmp_path / "run" / "epoch_1.pth", tmp_path / "it_ran"
-    content = read_resume_file(path)
-    torch.save(content | {"meta": Payload(mark)}, path)
-    with pytest.raises(UserError) as caught:
-        train(make(resume=True))
-    assert not mark.exists()
-    assert len(str(caught.value).splitlines()) == 1
-    assert f"cannot resume from {path}" in str(caught.value)
+def with_code(path):
+    torch.save(read_resume_file(path) | {"meta": Payload(path.with_name("it_ran"))}, path)
 
 
-def test_a_flipped_bit_in_a_resume_file_is_found(make, tmp_path):
-    interrupted(make, stop=6)
-    path = tmp_path / "run" / "epoch_1.pth"
+def with_a_flipped_bit(path):
     weight = read_resume_file(path)["state_dict"]["layer.weight"]
     content = bytearray(path.read_bytes())
     content[content.index(weight.numpy().tobytes())] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"cannot resume from {path} \(damaged\); delete it"):
-        train(make(resume=True))
 
 
-def test_a_truncated_resume_file_is_one_line(make, tmp_path):
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (with_code, r"Unsupported global: GLOBAL \S+mkdir"),
+        (with_a_flipped_bit, "damaged"),
+        (truncated, "truncated or damaged"),
+    ],
+)
+def test_a_damaged_resume_file_is_one_line_and_runs_no_code(make, tmp_path, damage, reason):
     interrupted(make, stop=10)
     path = tmp_path / "run" / "epoch_2.pth"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"delete it to resume from an earlier one$") as caught:
+    damage(path)
+    said = rf"^cannot resume from {path} \({reason}\); delete it to resume from an earlier one$"
+    with pytest.raises(UserError, match=said) as caught:
         train(make(resume=True))
     assert len(str(caught.value).splitlines()) == 1
+    assert not path.with_name("it_ran").exists()
     path.unlink()  # the advice holds
     runner = make(resume=True)
     train(runner)
@@ -513,20 +496,15 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, tail):
     assert path.read_text() == '{"step": 2}\n'
 
 
-def test_a_resumed_run_mends_a_log_cut_short(make, tmp_path):
+def test_a_resumed_run_repairs_what_a_kill_left_half_written(make, tmp_path):
     interrupted(make, stop=7)
+    stale = tmp_path / "run" / ".epoch_2.pth.abc.part"
+    stale.write_bytes(b"half")
     with open(tmp_path / "run" / "log.jsonl", "a") as stream:
         stream.write('{"step": 8, "lo')
     train(make(resume=True))
-    assert places(log(tmp_path)) == WHOLE_LOG
-
-
-def test_temporary_files_of_a_killed_run_are_removed(make, tmp_path):
-    interrupted(make, stop=6)
-    stale = Path(tmp_path / "run" / ".epoch_2.pth.abc.part")
-    stale.write_bytes(b"half")
-    train(make(resume=True))
     assert not stale.exists()
+    assert places(log(tmp_path)) == WHOLE_LOG
 
 
 def test_set_run_keeps_other_settings_of_randomness():

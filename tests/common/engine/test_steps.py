@@ -170,15 +170,15 @@ def run(tmp_path: Path):
     return run
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "parts"), [(0, 1), (2, 1), (0, 2)])
 @pytest.mark.parametrize("stop", [1, 2, 5])
-def test_an_interrupted_run_ends_with_the_same_bits(run, stop: int, workers: int) -> None:
-    whole = run("whole").model
-    changes = {"train_dataloader.num_workers": workers}
+def test_an_interrupted_run_ends_with_the_same_bits(run, stop: int, workers: int, parts: int) -> None:
+    whole = run("whole", **{"train_cfg.accumulate": parts}).model
+    changes = {"train_dataloader.num_workers": workers, "train_cfg.accumulate": parts}
     with pytest.raises(KeyboardInterrupt):
         run(stop=stop, **changes)
     resumed = run(resume=True, **changes).model
-    begun = stop - stop % 2
+    begun = (stop - stop % 2) * parts
     assert resumed.seen == whole.seen[begun:]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
