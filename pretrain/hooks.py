@@ -79,7 +79,7 @@ class KnnMonitor(Hook):
 
 @contextmanager
 def first_buffers(backbone: torch.nn.Module) -> Iterator[None]:
-    """Give every process the first one's buffers inside: each has BN statistics of its own, and the export has those."""
+    """Give every process the first one's buffers inside: each has its own BN statistics, and the export has those."""
     own = [buffer.clone() for buffer in backbone.buffers()]
     for buffer in backbone.buffers():
         broadcast(buffer)

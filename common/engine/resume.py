@@ -35,7 +35,7 @@ def read_resume_file(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=map_location, weights_only=True)
         reason = None if is_whole_zip(path) else "damaged"
     except Exception as error:
-        unsafe = re.search(r"Unsupported global: GLOBAL \S+", str(error))
+        unsafe = re.search(r"[Uu]nsupported (global: )?GLOBAL \S+", str(error))
         reason = unsafe[0] if unsafe else "truncated or damaged"
     if reason is not None:
         raise UserError(f"cannot resume from {path} ({reason}); delete it to resume from an earlier one")

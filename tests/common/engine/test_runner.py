@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, load_checkpoint, save_checkpoint
 from common.engine import runner as engine
+from common.engine import stopping
 from common.engine.processes import seed_of_rank
 from common.engine.progress import StepOutputs
 from common.engine.resume import newest_resume_file, read_resume_file
@@ -203,7 +204,7 @@ def test_processes_ask_each_other_for_signals_at_the_same_few_steps(monkeypatch,
         assert op == "max"
         asked.append(runner.iter + 1)
 
-    monkeypatch.setattr(engine, "all_reduce", all_reduce)
+    monkeypatch.setattr(stopping, "all_reduce", all_reduce)
     runner = Namespace(world_size=world, train_loop=Namespace(steps=12), max_iters=36)
     hook = StopOnSignal()
     for runner.iter in range(32):
@@ -403,7 +404,7 @@ def truncated(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (with_code, r"Unsupported global: GLOBAL \S+mkdir"),
+        (with_code, r"unsupported GLOBAL \S+mkdir"),
         (with_a_flipped_bit, "damaged"),
         (truncated, "truncated or damaged"),
     ],
