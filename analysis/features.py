@@ -65,7 +65,7 @@ class Part:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what selects the data set."""
     parser.add_argument("--dataset", type=_dataset, help=f"of {', '.join(SIZES)}; none: the profile's own")
-    parser.add_argument("--data-root", type=Path, help="an image folder with a folder a class, or with such a val/")
+    parser.add_argument("--data-root", type=cli.path, help="an image folder with a folder a class, or with such a val/")
     parser.add_argument(
         "--size", type=cli.whole("--size", 1), help="pixels that images of --data-root are resized and cropped to"
     )

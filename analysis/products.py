@@ -27,7 +27,7 @@ def arguments(
     """
     parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
     parser.set_defaults(method=list(METHODS))
-    parser.add_argument("--reports", default="reports", type=Path, help="where tables, figures and pages live")
+    parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)
     cli.announce(module, args, reports=args.reports)

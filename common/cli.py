@@ -68,6 +68,16 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
     return check
 
 
+def path(text: str) -> Path:
+    """Parse a path; a leading `~`, which shells leave as it is in DATA=~/sets, is the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"path {text}: no home folder is known for {Path(text).parts[0]}; give the whole path"
+        ) from None
+
+
 seed = whole("SEED", 0, 2**32 - 1)  # what NumPy's and torch's generators both take
 
 
@@ -88,12 +98,12 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
         help=f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}",
     )
     result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
-    result.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
-    result.add_argument("--checkpoints", default="checkpoints", type=Path, help="where exports live")
-    result.add_argument("--results", default="results", type=Path, help="where results records live")
-    result.add_argument("--runs", default="runs", type=Path, help="where logs and resumable states live")
+    result.add_argument("--data", default="data", type=path, help="root folder of the data sets")
+    result.add_argument("--checkpoints", default="checkpoints", type=path, help="where exports live")
+    result.add_argument("--results", default="results", type=path, help="where results records live")
+    result.add_argument("--runs", default="runs", type=path, help="where logs and resumable states live")
     if reads_checkpoint:
-        result.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint instead of our own")
+        result.add_argument("--checkpoint", type=path, help="evaluate this checkpoint instead of our own")
         result.add_argument("--name", help="the label of --checkpoint in records and tables")
     return result
 

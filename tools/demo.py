@@ -29,7 +29,7 @@ STAGES: tuple[tuple[str, list[str]], ...] = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage; what is done already is left alone. Ends with the tables, the times and the page."""
     parser = cli.Parser("tools.demo", description="the whole chain on embedded data")
-    parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
     begun = time.monotonic()

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read data sets whole, images' names included, and say what they hold. Raises UserError on the first fault."""
     parser = cli.Parser("transfer.datasets", description="check data sets on disk")
     parser.add_argument("--dataset", required=True, help=f"one or several of {', '.join(DATASETS)}")
-    parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     args = parser.parse_args(argv)
     for name in map(cli.one_of("DATASET", DATASETS), args.dataset.replace(",", " ").split()):
         found = load(name, args.data)

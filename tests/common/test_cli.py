@@ -1,6 +1,7 @@
 """Commands: arguments, exit codes, and one line for what a user can mend."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from common.features import Transformed
 from common.images import image_folder
 from common.names import METHODS, PROFILES, checkpoint_name, make_data
 
+ROOT = Path(cli.__file__).parents[1]
+ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis", "tools")
 RAISING = "from common import cli\nfrom common.errors import UserError\ndef main(): raise {}\ncli.run(main)"
 
 
@@ -223,6 +226,23 @@ def test_method_list_gives_known_methods_or_lists_them(text):
 @pytest.mark.parametrize(("method", "seed", "name"), [("byol", 0, "byol"), ("byol", 3, "byol-seed3")])
 def test_checkpoint_name(method, seed, name):
     assert checkpoint_name(method, seed) == name
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ("data", "checkpoints", "results", "runs", "checkpoint")
+    args = vars(parse(*(word for name in names for word in (f"--{name}", "~/a~b"))))
+    assert {name: args[name] for name in names} == dict.fromkeys(names, Path("/home/me/a~b"))
+    assert parse("--data", "a/~").data == Path("a/~")
+    assert refusal("--data", "~nobody-here/sets") == (
+        "path ~nobody-here/sets: no home folder is known for ~nobody-here; give the whole path"
+    )
+
+
+def test_no_command_has_a_path_that_does_not_know_the_home_folder():
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
+    assert [str(file) for file in files if re.search(r"\btype=Path\b", file.read_text())] == []
+    assert sum("type=cli.path" in file.read_text() for file in files) > 5
 
 
 def test_subjects_are_our_own_checkpoints():
