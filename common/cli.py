@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from common.errors import UNWRITABLE, Stopped, UserError, last_line, rank
+from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
 from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
 from common.run import Folders, Subject
 
@@ -173,6 +173,11 @@ def run(
         if error.errno not in UNWRITABLE:
             raise
         _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
+    except RuntimeError as error:
+        line = lost_worker(error)
+        if line is None:
+            raise
+        _fail(line)
     if group := _group():
         group.destroy_process_group()  # its threads, if still there, may abort Python as it exits
     sys.exit(0)

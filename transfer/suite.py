@@ -11,7 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from common.download import SOURCES
-from common.errors import UNWRITABLE, UserError, last_line
+from common.errors import UNWRITABLE, UserError, last_line, lost_worker
+from common.files import Claim
 from common.records import read_record
 from common.run import record, todo
 from transfer.datasets import DATASETS
@@ -19,7 +20,6 @@ from transfer.job import Transfer
 
 MODULE = "transfer.run"
 ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
-LEASE = 60.0  # seconds without a sign of life after which another machine takes a job over
 POLL = 2.0  # seconds between looks at the jobs of others
 
 
@@ -28,18 +28,16 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
 
     Returns the jobs that failed with the reason, in a line. A job that is `alone` raises its error.
     """
-    from filelock import SoftFileLease, Timeout
+    from filelock import Timeout
 
-    leases = {job: SoftFileLease(_lease(job), lease_duration=LEASE) for job in jobs}
-    for lease in leases.values():
-        Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    claims = {job: Claim(_claim(job)) for job in jobs}
     failed: dict[Transfer, str] = {}
     waiting, left, clock = False, list(jobs), Clock(jobs)
     while left:
         before = len(left)
         for job in tuple(left):
             try:
-                leases[job].acquire(blocking=False)
+                claims[job].acquire()
             except Timeout:
                 continue
             left.remove(job)
@@ -49,7 +47,7 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
                 with clock.of(job):
                     reason = _attempt(job, alone)
             finally:
-                leases[job].release()
+                claims[job].release()
             if reason is not None:
                 failed[job] = reason
         if len(left) == before:
@@ -61,8 +59,7 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
     return failed
 
 
-def _lease(job: Transfer) -> Path:
-    """Return the file whose creation, which succeeds once, claims the job; its holder touches it now and then."""
+def _claim(job: Transfer) -> Path:
     return job.place.with_name(f".{job.place.stem}.claim")
 
 
@@ -81,6 +78,9 @@ def _attempt(job: Transfer, alone: bool) -> str | None:
     except Exception as error:
         if alone or (isinstance(error, OSError) and error.errno in UNWRITABLE):  # which all others would meet, too
             raise
+        if line := lost_worker(error):
+            print(f"error: {job.title}: {line}", file=sys.stderr, flush=True)
+            return line
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return None

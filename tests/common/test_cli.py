@@ -110,7 +110,9 @@ def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_di
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "error: cannot write a file: File too large; what was saved before is intact\n"
+    assert capsys.readouterr().err == (
+        f"error: cannot write {tmp_path}/a.pth: File too large; what was saved before is intact\n"
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -124,6 +126,49 @@ def test_an_error_in_a_worker_process_is_one_line(tmp_path, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: image {tmp_path}/a/b.png is truncated or corrupt")
+
+
+LOADING = """
+import os, signal
+import torch
+from torch.utils.data import DataLoader, Dataset
+from common import cli
+
+class Images(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        {fault}
+        return torch.zeros(500_000)
+
+cli.run(lambda: list(DataLoader(Images(), batch_size=2, num_workers=1)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGBUS)", r"DataLoader worker \(pid \d+\) is killed by signal: Bus error"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"DataLoader worker \(pid \d+\) is killed by signal: Killed"),
+        (
+            "raise RuntimeError('unable to allocate shared memory(shm) for file </x>: No space left on device (28)')",
+            r"unable to allocate shared memory\(shm\) for file </x>: No space left on device \(28\)",
+        ),
+    ],
+)
+def test_a_killed_worker_or_a_small_dev_shm_is_one_line_with_its_remedy(fault, says):
+    done = python(LOADING.format(fault=fault))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(
+        rf"error: {says}; its memory or /dev/shm ran out: .*--workers.*--shm-size.*", done.stderr.splitlines()[-1]
+    )
+
+
+def test_other_errors_of_workers_keep_their_traceback():
+    done = python(LOADING.format(fault="raise RuntimeError('a bug')"))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, True)
 
 
 def test_ctrl_c_exits_130_and_leaves_no_temporary_file(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import transfer.suite
-from common import embedded
+from common import embedded, files
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.errors import UserError
@@ -258,11 +258,11 @@ def test_what_is_missing_is_told_from_what_failed(small_house, tmp_path, capsys)
 def other_process(house, results, name):
     """Claim a job as another process of the suite does, and hold it."""
     key = RecordKey("imagenet", "recognition", "tiny", name, 0, transfer.suite.ANY_SIZE)
-    path = transfer.suite._lease(Transfer(key=key, subject=None, settings="", folders=Folders(results=results)))
+    path = transfer.suite._claim(Transfer(key=key, subject=None, settings="", folders=Folders(results=results)))
     path.parent.mkdir(parents=True)
     code = (
         "import sys, time, filelock\n"
-        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={transfer.suite.LEASE})\n"
+        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={files.LEASE})\n"
         "lease.acquire()\nprint('held', flush=True)\n"
         "time.sleep(float(sys.argv[2]))"
     )
@@ -284,6 +284,23 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
     run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
     assert naps == [["pets"]]  # which did not wait
     assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out
+    assert [record["dataset"] for record in read_records(tmp_path, "imagenet")] == ["dtd", "pets"]
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+def test_an_empty_claim_as_a_crashed_machine_leaves_it_is_named_and_its_job_done(
+    small_house, tmp_path, monkeypatch, capsys
+):
+    key = RecordKey("imagenet", "recognition", "tiny", "dtd", 0, transfer.suite.ANY_SIZE)
+    claim = transfer.suite._claim(Transfer(key=key, subject=None, settings="", folders=Folders(results=tmp_path)))
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    monkeypatch.setattr(files, "LEASE", 1.0)
+    monkeypatch.setattr(transfer.suite, "POLL", 0.3)
+    run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
+    said = capsys.readouterr().out.splitlines()
+    waited = said.index("waiting for other processes, which are at: tiny on dtd")
+    assert f"{claim} is empty, as a crash of its machine leaves it, and is removed" in said[waited:]
     assert [record["dataset"] for record in read_records(tmp_path, "imagenet")] == ["dtd", "pets"]
     assert not list(tmp_path.rglob("*.claim"))
 
