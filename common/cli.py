@@ -1,6 +1,7 @@
 """What every command shares: its arguments, its first line, and errors that a user can act on."""
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -158,29 +159,39 @@ def run(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
         main()
-    except UserError as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {interrupted}", file=sys.stderr)
-        # Worker threads may still hold locks of half-closed libraries: leave without their finalisers.
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except Stopped as stopped:
         if rank() == 0:
             print(f"{stopped}; {interrupted}", file=sys.stderr, flush=True)
-        os._exit(128 + stopped.signal)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
-    except RuntimeError as error:
-        line = lost_worker(error)
+        _leave(128 + stopped.signal)
+    except Exception as error:
+        line = _line_of(error)
         if line is None:
             raise
         _fail(line)
     if group := _group():
-        group.destroy_process_group()  # its threads, if still there, may abort Python as it exits
+        group.destroy_process_group()
+        atexit._run_exitfuncs()
+        _leave(0)
     sys.exit(0)
+
+
+def _line_of(error: Exception) -> str | None:
+    """Return the line that tells a user of the error; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact"
+    return lost_worker(error)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without Python's finalisers: threads of half-closed libraries may hold locks then, or abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _group() -> Any:
@@ -195,8 +206,7 @@ def _fail(message: str) -> NoReturn:
         time.sleep(3)  # if the first process fails alike, the launcher ends this one before it says so again
     print(f"error: {last_line(message)}", file=sys.stderr, flush=True)
     if _group():  # which to leave in good order would take the others, who may be waiting for this process
-        sys.stdout.flush()
-        os._exit(1)
+        _leave(1)
     sys.exit(1)
 
 

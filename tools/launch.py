@@ -1,7 +1,7 @@
 """torchrun without its own tracebacks: `python -m tools.launch --nproc_per_node 8 -m pretrain.train ...`.
 
-A process that fails has said why; torchrun would bury that line under a traceback of its own. Where machines cannot meet
-at --rdzv_endpoint, torchrun would wait for minutes, or for ever; here, a line says so.
+A process that fails has said why; torchrun would bury that line under a traceback of its own. Where machines cannot
+meet at --rdzv_endpoint, torchrun would wait for minutes, or for ever; here, a line says so.
 """
 
 import logging

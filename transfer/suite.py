@@ -19,6 +19,7 @@ from transfer.datasets import DATASETS
 from transfer.job import Transfer
 
 MODULE = "transfer.run"
+NAME = "gsg-transfer"  # of Slurm's array
 ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
 POLL = 2.0  # seconds between looks at the jobs of others
 
@@ -155,19 +156,37 @@ def submit(jobs: Sequence[Transfer], argv: Sequence[str], sbatch_args: str) -> N
         elif not word.startswith(("--launcher=", "--sbatch-args=")):
             words.append(word)
     task = f'{shlex.join([sys.executable, "-m", MODULE, *words])} --job "$SLURM_ARRAY_TASK_ID"'
-    logs = jobs[0].folders.runs / jobs[0].key.profile / "transfer" / "slurm-%A_%a.log"
-    logs.parent.mkdir(parents=True, exist_ok=True)
-    array = ["sbatch", "--wait", "--job-name=gsg-transfer", f"--array=0-{len(jobs) - 1}", f"--output={logs}"]
-    command = [*array, *shlex.split(sbatch_args), f"--wrap={task}"]
-    print(shlex.join(command), flush=True)
+    logs = jobs[0].folders.runs / jobs[0].key.profile / "transfer"
+    logs.mkdir(parents=True, exist_ok=True)
+    output = str(logs).replace("%", "%%") + "/slurm-%A_%a.log"
     try:
-        subprocess.run(command, check=False)
-    except FileNotFoundError:
-        raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
+        more = shlex.split(sbatch_args)
+    except ValueError as error:
+        raise UserError(f"--sbatch-args {sbatch_args} (SRUN_ARGS): {error}") from None
+    array = ["sbatch", "--wait", f"--job-name={NAME}", f"--array=0-{len(jobs) - 1}", f"--output={output}"]
+    _wait_for([*array, *more, f"--wrap={task}"])
     failed = {job: "no record" for job in jobs if not _is_recorded(job)}
     if failed:
-        print(f"what the tasks said is in {logs.parent}", file=sys.stderr)
+        print(f"what the tasks said is in {logs}", file=sys.stderr)
     conclude(jobs, failed)
+
+
+def _wait_for(command: Sequence[str]) -> None:
+    """Call sbatch and wait for its job. Ctrl-C ends the waiting alone, and says so."""
+    print(shlex.join(command), flush=True)
+    job = None
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sbatch:
+            for line in sbatch.stdout or ():
+                print(line, end="", flush=True)
+                if line.startswith("Submitted batch job "):
+                    job = line.split()[3]
+    except FileNotFoundError:
+        raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
+    except KeyboardInterrupt:
+        which = f"array job {job} goes on; `scancel {job}`" if job else f"no job number yet; `scancel --name={NAME}`"
+        print(f"\n{which} cancels it", file=sys.stderr, flush=True)
+        raise
 
 
 def _is_recorded(job: Transfer) -> bool:

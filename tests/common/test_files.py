@@ -244,9 +244,9 @@ def test_a_claim_without_its_content_is_taken_over(tmp_path, monkeypatch, capsys
 
 
 def test_a_full_disk_s_error_names_the_file(tmp_path):
-    for given, want in ((None, str(tmp_path / "file")), ("other", "other")):
+    for named, want in ((None, str(tmp_path / "file")), ("other", "other")):
         with pytest.raises(OSError, match="full") as caught, atomic_path(tmp_path / "file"):
-            raise OSError(errno.ENOSPC, "full", given)
+            raise OSError(errno.ENOSPC, "full", named)
         assert caught.value.filename == want
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -338,15 +339,48 @@ def test_slurm_gets_an_array_of_all_jobs(small_house, tmp_path, monkeypatch, cap
     arguments = words(small_house, tmp_path / "results", "--workers", "0", "--dataset", "dtd cars pets")
     arguments += ["--data", str(tmp_path / "data")]
     with pytest.raises(UserError, match=r"^missing: tiny on pets; the other 2 of 3 are recorded"):
-        run.main([*arguments, "--launcher", "slurm", "--sbatch-args=--gres=gpu:1 --time=60"])
+        run.main([*arguments, "--launcher", "slurm", "--sbatch-args=--gres=gpu:1 --comment='a b'"])
     given = seen.read_text().splitlines()
-    assert {"--wait", "--array=0-2", "--gres=gpu:1", "--time=60"} <= set(given)
+    assert {"--wait", "--array=0-2", "--gres=gpu:1", "--comment=a b"} <= set(given)
     assert "--launcher" not in given[-1]
     assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")] == ["cars", "dtd"]
     fake.unlink()
     monkeypatch.setenv("PATH", str(fake.parent))
     with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
         run.main([*arguments, "--launcher", "slurm"])
+
+
+def test_ctrl_c_on_an_array_names_the_job_and_how_to_cancel_it(small_house, tmp_path):
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho Submitted batch job 4711\nexec sleep 60\n")
+    fake.chmod(0o755)
+    command = [sys.executable, "-m", "transfer.run", *words(small_house, tmp_path, "--dataset", "dtd")]
+    process = subprocess.Popen(
+        [*command, "--launcher", "slurm"],
+        env=os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.stdout.readline() != "Submitted batch job 4711\n":
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.split("\n")[-4:] == [
+        "array job 4711 goes on; `scancel 4711` cancels it",
+        "",
+        "interrupted; the same command continues",
+        "",
+    ]
+
+
+def test_options_of_sbatch_with_an_open_quote_are_refused(small_house, tmp_path):
+    arguments = words(small_house, tmp_path, "--dataset", "dtd", "--launcher", "slurm", "--sbatch-args=--comment='a")
+    with pytest.raises(UserError, match=r"^--sbatch-args --comment='a \(SRUN_ARGS\): No closing quotation$"):
+        run.main(arguments)
 
 
 @pytest.mark.slow
