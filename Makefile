@@ -16,33 +16,56 @@ PYTHON      ?= $(VENV)/bin/python
 # A PYTHON of your own (a conda environment, say) is taken as it is; ours is set up first.
 SETUP := $(if $(filter file,$(origin PYTHON)),$(VENV)/.complete)
 
+# Figures show all methods unless METHOD is given.
+METHOD_GIVEN := $(filter command environment,$(origin METHOD))
+
+# What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
+# it unexpanded (`value`); recipes read it from the environment, in double quotes.
+USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
+	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE
+$(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
+export $(USERS)
+
+# A list of words may have quoted ones. xargs splits it as a shell would, but expands and runs nothing.
+define NEWLINE
+
+
+endef
+quoted = '$(subst $(NEWLINE), ,$(subst ','\'',$(value $1)))'
+split  = $(shell words=$$(printf '%s\n' $(call quoted,$1) | xargs sh -c 'for word; do printf "=%s\n" "$$word"; done' sh \
+	2>/dev/null) && printf '%s' "$$words" | sed "s/'/'\\\\''/g; s/=\(.*\)/'\1'/")
+listed = $(if $(strip $(value $1)),$(or $(call split,$1),$(error $1: a quote is not closed)))
+MORE   = $(call listed,ARGS)
+
+# Make itself compares these with 0 and 1.
+digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
+number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-COMMON  = --profile "$(PROFILE)" --seed "$(SEED)" --data "$(DATA)"
-METHODS = --method "$(METHOD)"
+COMMON  = --profile "$$PROFILE" --seed "$$SEED" --data "$$DATA"
+METHODS = --method "$$METHOD"
 RESUMED = $(if $(RESUME),--resume) $(REPLACE)
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
-SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(NAME),--name "$(NAME)"),$(METHODS))
-
-# Figures show all methods unless METHOD is given.
-METHOD_GIVEN := $(filter command environment,$(origin METHOD))
-SHOWN  = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
-IMAGES = $(if $(DATASET),--dataset "$(DATASET)") $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME"),$(METHODS))
+SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
+IMAGES  = $(if $(DATASET),--dataset "$$DATASET") $(if $(DATA_ROOT),--data-root "$$DATA_ROOT")
 
 # Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
 # on one machine; without a GPU they are CPU processes.
 EACH = $(or $(filter-out 0,$(GPUS)),1)
+CHECKED = $(call number,GPUS)$(call number,NODES)$(if $(filter none torchrun slurm,$(LAUNCHER)),,$(error LAUNCHER is '$(LAUNCHER)'; choose none, torchrun or slurm))
 ifeq ($(LAUNCHER),slurm)
-  TRAIN  = srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(SRUN_ARGS) $(PYTHON) -m
+  TRAIN  = $(CHECKED)srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(call listed,SRUN_ARGS) "$$PYTHON" -m
   RANKS  = --launcher slurm
 else ifneq ($(filter-out 0 1,$(GPUS))$(filter-out 1,$(NODES))$(filter torchrun,$(LAUNCHER)),)
-  RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(or $(HEAD),$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
-  TRAIN  = $(PYTHON) -m tools.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
+  RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(if $(HEAD),"$$HEAD",$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
+  TRAIN  = $(CHECKED)"$$PYTHON" -m tools.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
   RANKS  = --launcher pytorch
 else
-  TRAIN  = $(PYTHON) -m
+  TRAIN  = $(CHECKED)"$$PYTHON" -m
   RANKS  =
 endif
 
@@ -57,95 +80,95 @@ help: ## list every target
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
 $(VENV)/.complete: requirements.txt pyproject.toml
-	@command -v $(BASE_PYTHON) >/dev/null || { echo "error: $(BASE_PYTHON) is not on PATH; install Python 3.11 or set BASE_PYTHON=path" >&2; exit 1; }
-	$(BASE_PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@command -v "$$BASE_PYTHON" >/dev/null || { echo "error: $$BASE_PYTHON is not on PATH; install Python 3.11 or set BASE_PYTHON=path" >&2; exit 1; }
+	"$$BASE_PYTHON" -m venv "$$VENV"
+	"$$VENV"/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	"$$VENV"/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away environment
-	$(BASE_PYTHON) -m venv .lock
+	"$$BASE_PYTHON" -m venv .lock
 	.lock/bin/python -m pip install --quiet --editable '.[dev]'
 	.lock/bin/python -m pip freeze --all --exclude-editable | .lock/bin/python -m tools.lock_requirements > requirements.txt.new
 	mv requirements.txt.new requirements.txt
 	rm -r .lock
 
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
-	@$(PYTHON) -m tools.demo --data "$(DATA)" $(REPLACE) $(ARGS)
+	@"$$PYTHON" -m tools.demo --data "$$DATA" $(REPLACE) $(MORE)
 
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
-	@$(PYTHON) -m common.download $(COMMON) --dataset "$(DATASET)" $(ARGS)
+	@"$$PYTHON" -m common.download $(COMMON) --dataset "$$DATASET" $(MORE)
 
 pretrain: $(SETUP) ## pretrain METHOD and export checkpoints/PROFILE/METHOD.pth
-	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(RESUMED) $(RANKS) $(MORE)
 
 knn: $(SETUP) ## weighted kNN on frozen features
-	@$(PYTHON) -m pretrain.knn $(COMMON) $(SUBJECT) $(ARGS)
+	@"$$PYTHON" -m pretrain.knn $(COMMON) $(SUBJECT) $(MORE)
 
 linear: $(SETUP) ## linear classifier on frozen features
-	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
 
 # One process uses every GPU it sees; on Slurm, each checkpoint and data set is a task of an array job.
-ARRAY = $(if $(filter slurm,$(LAUNCHER)),--launcher slurm $(if $(SRUN_ARGS),--sbatch-args="$(SRUN_ARGS)"))
+ARRAY = $(if $(filter slurm,$(LAUNCHER)),--launcher slurm $(if $(SRUN_ARGS),--sbatch-args="$$SRUN_ARGS"))
 
 transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
-	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset "$(DATASET)" $(ARRAY) $(ARGS)
+	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset "$$DATASET" $(ARRAY) $(MORE)
 
 transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the profile; ends with a table
-	@$(PYTHON) -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARRAY) $(ARGS)
+	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARRAY) $(MORE)
 
 detection-voc: $(SETUP) ## Faster R-CNN on VOC
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
 
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
 
 test-detection: $(SETUP) ## test a finished detector again; DATASET=voc or coco
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$(or $(DATASET),voc)" --test-only $(FREEZE) $(REPLACE) $(RANKS) $(ARGS)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$${DATASET:-voc}" --test-only $(FREEZE) $(REPLACE) $(RANKS) $(MORE)
 
 test-segmentation: $(SETUP) ## test a finished segmentation network again
-	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) --test-only $(REPLACE) $(RANKS) $(ARGS)
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) --test-only $(REPLACE) $(RANKS) $(MORE)
 
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
-	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(ARGS)
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
 
 tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
-	@$(PYTHON) -m analysis.tables $(COMMON) $(ARGS)
+	@"$$PYTHON" -m analysis.tables $(COMMON) $(MORE)
 
 tsne: $(SETUP) ## t-SNE of test features, one panel per method; DATASET or DATA_ROOT and CHECKPOINT choose others
-	@$(PYTHON) -m analysis.tsne $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
+	@"$$PYTHON" -m analysis.tsne $(COMMON) $(SHOWN) $(IMAGES) $(MORE)
 
 curves: $(SETUP) ## loss, std and kNN of pretraining against epochs and time, from the logs
-	@$(PYTHON) -m analysis.curves $(COMMON) $(if $(METHOD_GIVEN),$(METHODS)) $(ARGS)
+	@"$$PYTHON" -m analysis.curves $(COMMON) $(if $(METHOD_GIVEN),$(METHODS)) $(MORE)
 
 geometry: $(SETUP) ## alignment and uniformity of every checkpoint (Wang and Isola, 2020)
-	@$(PYTHON) -m analysis.geometry $(COMMON) $(SHOWN) $(IMAGES) $(ARGS)
+	@"$$PYTHON" -m analysis.geometry $(COMMON) $(SHOWN) $(IMAGES) $(MORE)
 
 figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each method's prediction
-	@$(PYTHON) -m analysis.figures $(COMMON) $(ARGS)
+	@"$$PYTHON" -m analysis.figures $(COMMON) $(MORE)
 
 report: $(SETUP) ## one static page of tables, figures, curves and the record of every number
-	@$(PYTHON) -m analysis.report $(COMMON) $(ARGS)
+	@"$$PYTHON" -m analysis.report $(COMMON) $(MORE)
 
 bench: $(SETUP) ## speed and memory as ratios within one run, with targets: one table, and reports/bench.json
-	@$(PYTHON) -m tools.bench $(ARGS)
+	@"$$PYTHON" -m tools.bench $(MORE)
 
 gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ONLY=tests|bench|<id>; DEVICE=cpu rehearses
-	@$(PYTHON) -m tools.gpu_check --device "$(or $(DEVICE),cuda)" --only "$(or $(ONLY),all)" $(ARGS)
+	@"$$PYTHON" -m tools.gpu_check --device "$${DEVICE:-cuda}" --only "$${ONLY:-all}" $(MORE)
 
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
-	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m mypy
-	@$(PYTHON) -m pytest $(ARGS)
+	@"$$PYTHON" -m ruff check .
+	@"$$PYTHON" -m ruff format --check .
+	@"$$PYTHON" -m mypy
+	@"$$PYTHON" -m pytest $(MORE)
 
 test-all: $(SETUP) ## all of `make test`, the slow tests, and a rehearsal of gpu-check
-	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $(ARGS)"
+	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $$ARGS"
 	@$(MAKE) --no-print-directory gpu-check DEVICE=cpu ONLY= ARGS=
 
 clean: ## remove caches (data, checkpoints, results and reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./$$VENV/*" -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
 	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check test test-all clean

@@ -142,7 +142,7 @@ def run_room(
     parser = cli.Parser(module, description=description)
     known = cli.one_of("benchmark", [*benchmarks, *(on_device or {})])
     parser.add_argument("--only", nargs="+", type=known, metavar="ID", help="not all of them")
-    parser.add_argument("--json", type=Path, help="write the entries to this file")
+    parser.add_argument("--json", type=cli.path, help="write the entries to this file")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="measure the gpu_* rows here; cpu rehearses them")
     args = parser.parse_args(argv)
     device = args.device or (pick_bench_device() if on_device else None)

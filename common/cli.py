@@ -1,6 +1,7 @@
 """What every command shares: its arguments, its first line, and errors that a user can act on."""
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from common.errors import UNWRITABLE, Stopped, UserError, last_line, rank
+from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
 from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
 from common.run import Folders, Subject
 
@@ -68,6 +69,16 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
     return check
 
 
+def path(text: str) -> Path:
+    """Parse a path; a leading `~`, which shells leave as it is in DATA=~/sets, is the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"path {text}: no home folder is known for {Path(text).parts[0]}; give the whole path"
+        ) from None
+
+
 seed = whole("SEED", 0, 2**32 - 1)  # what NumPy's and torch's generators both take
 
 
@@ -88,12 +99,12 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
         help=f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}",
     )
     result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
-    result.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
-    result.add_argument("--checkpoints", default="checkpoints", type=Path, help="where exports live")
-    result.add_argument("--results", default="results", type=Path, help="where results records live")
-    result.add_argument("--runs", default="runs", type=Path, help="where logs and resumable states live")
+    result.add_argument("--data", default="data", type=path, help="root folder of the data sets")
+    result.add_argument("--checkpoints", default="checkpoints", type=path, help="where exports live")
+    result.add_argument("--results", default="results", type=path, help="where results records live")
+    result.add_argument("--runs", default="runs", type=path, help="where logs and resumable states live")
     if reads_checkpoint:
-        result.add_argument("--checkpoint", type=Path, help="evaluate this checkpoint instead of our own")
+        result.add_argument("--checkpoint", type=path, help="evaluate this checkpoint instead of our own")
         result.add_argument("--name", help="the label of --checkpoint in records and tables")
     return result
 
@@ -148,24 +159,39 @@ def run(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
         main()
-    except UserError as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {interrupted}", file=sys.stderr)
-        # Skip the finalisers: worker threads may still hold locks of half-closed libraries.
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except Stopped as stopped:
         if rank() == 0:
             print(f"{stopped}; {interrupted}", file=sys.stderr, flush=True)
-        os._exit(128 + stopped.signal)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+        _leave(128 + stopped.signal)
+    except Exception as error:
+        line = _line_of(error)
+        if line is None:
             raise
-        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
+        _fail(line)
     if group := _group():
-        group.destroy_process_group()  # else its threads may abort Python at exit
+        group.destroy_process_group()
+        atexit._run_exitfuncs()
+        _leave(0)
     sys.exit(0)
+
+
+def _line_of(error: Exception) -> str | None:
+    """Return the line that tells a user of the error; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact"
+    return lost_worker(error)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without Python's finalisers: threads of half-closed libraries may hold locks then, or abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _group() -> Any:
@@ -179,9 +205,8 @@ def _fail(message: str) -> NoReturn:
     if rank() > 0:
         time.sleep(3)  # if the first process fails too, the launcher ends this one before it repeats the line
     print(f"error: {last_line(message)}", file=sys.stderr, flush=True)
-    if _group():  # a clean shutdown needs every rank, and some may be waiting for this one
-        sys.stdout.flush()
-        os._exit(1)
+    if _group():  # which to leave in good order would take the others, who may be waiting for this process
+        _leave(1)
     sys.exit(1)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common import cli
 from common.embedded import ensure_embedded
 from common.errors import UNWRITABLE, UserError
+from common.files import naming
 from common.preflight import read_list
 from common.sources import (
     SOURCES,
@@ -192,7 +193,7 @@ def _continue(url: str, part: Path) -> bool:
         have = have if resumed else 0
         total = None if answer.length is None else have + answer.length
         bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024)
-        with bar, open(part, "ab" if resumed else "wb") as stream:
+        with naming(part), bar, open(part, "ab" if resumed else "wb") as stream:
             while chunk := answer.read(CHUNK):
                 stream.write(chunk)
                 bar.update(len(chunk))

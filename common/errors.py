@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 UNWRITABLE = (
     errno.ENOSPC,
@@ -22,6 +23,22 @@ class Stopped(Exception):  # noqa: N818  (it is not an error)
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """Return the user's line of a torch DataLoader's error, if one of its processes was killed or got no memory."""
+    said = f"{error.__cause__ or ''}\n{error}"
+    if not isinstance(error, RuntimeError) or not (found := _LOST_WORKER.search(said)):
+        return None
+    return (
+        f"{found[0].rstrip(' .')}; its memory or /dev/shm ran out: use fewer workers (--workers 2, or --cfg-options "
+        "train_dataloader.num_workers=2), or give a container more (docker run --shm-size=16g)"
+    )
+
+
+_LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid.*?\) (is killed by signal: [^.\n]*|exited unexpectedly)|unable to [^\n]*\bshm\b[^\n]*"
+)
 
 
 def rank() -> int:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.backbones import feature_dim
 from common.checkpoint import Checkpoint
 from common.errors import UserError
-from common.files import alone, publish, sha256_of_text
+from common.files import alone, naming, publish, sha256_of_text
 from common.images import IMAGENET_MEAN, IMAGENET_STD, LabelledImages
 
 DIGEST = 32  # bytes of a SHA-256
@@ -122,7 +122,7 @@ def _extract(
     batches = forward(networks, images, transform, range(done, total), batch_size=batch_size, workers=workers, amp=amp)
     bar = tqdm(total=total, initial=done, desc=f"features {images.name}", unit="img", leave=False)
     # Written as a stream, batch after batch: on a full disk a memory map would end the process by SIGBUS.
-    with bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
+    with naming(path), bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
         for rows in batches:
             if not np.isfinite(rows).all():
                 cause = (

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,18 @@ from typing import Any
 
 from common.errors import UserError
 
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
+LEASE = 60.0  # seconds without a sign of life after which another process takes a claim over
+POLL = 0.2  # seconds between looks at what another process holds
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there when the block ends without an error.
 
     The data is on disk (fsync) before the name changes, so a kill or a full disk leaves either the old file or the new
-    one. When the block raises, the temporary file is removed and `path` stays as it was.
+    one. When the block raises, the temporary file is removed and `path` stays as it was. An error of the
+    system names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,12 +36,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp creates 0600; give the file the permissions an ordinary open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        publish(temporary, target)
+        with naming(target):
+            yield temporary
+            # mkstemp creates 0600; give the file the permissions an ordinary open() would have given.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,21 +61,85 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> 
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as a full disk's does, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, waiting while another process has it; the system releases it when its holder dies."""
+    """Hold the lock of `path`, which the system releases when its holder dies; wait while another process has it.
+
+    Where the file system has no locks, hold a claim instead.
+    """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.stem}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"waiting for another process, which is making {path}", flush=True)
-        lock.acquire()
+    lock: FileLock | Claim = FileLock(path.with_name(f".{path.stem}.lock"), fallback_to_soft=False)
+    waiting = False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            if not waiting:
+                print(f"waiting for another process that makes {path}", flush=True)
+            waiting = True
+            time.sleep(POLL)
+        except OSError as error:
+            if isinstance(lock, Claim) or error.errno not in LOCKLESS:
+                raise
+            lock = Claim(path.with_name(f".{path.stem}.claim"))
     try:
         yield
     finally:
         lock.release()
+
+
+class Claim:
+    """A file whose creation, which succeeds once, claims what it stands for; its holder touches it now and then.
+
+    It needs no locks of the file system, and holds among machines. Another process takes it over when its holder is
+    dead, or gave no sign of life for LEASE.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from filelock import SoftFileLease
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._lease = path, SoftFileLease(path, lease_duration=LEASE)
+        self._empty: tuple[int, int] | None = None  # which file was empty, and when it was first seen so
+        self._since = 0.0
+
+    def acquire(self, *, blocking: bool = False) -> None:
+        """Take the claim. Raises filelock.Timeout while another process has it."""
+        self._remove_empty()
+        self._lease.acquire(blocking=blocking)
+
+    def release(self) -> None:
+        """Give the claim back."""
+        self._lease.release()
+
+    def _remove_empty(self) -> None:
+        """Remove a file that stays empty for LEASE: filelock takes it for held for ever.
+
+        A claim appears with its content; only a crash of the machine leaves it without.
+        """
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return
+        empty = None if found.st_size else (found.st_ino, found.st_ctime_ns)
+        if empty is None or empty != self._empty:
+            self._empty, self._since = empty, time.monotonic()
+        elif time.monotonic() - self._since >= LEASE:
+            print(f"{self.path} is empty, as a crash of its machine leaves it, and is removed", flush=True)
+            self.path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path:
@@ -97,7 +168,7 @@ def only_here(folder: Path) -> Iterator[None]:
                 raise UserError(
                     f"{folder}: another process ({holder}) is working on this run; wait until it ends, or stop it"
                 ) from None
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in LOCKLESS:
                 raise
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run kNN for every method that the arguments name."""
     parser = cli.parser("pretrain.knn", "weighted kNN on frozen features", reads_checkpoint=True)
     cli.add_options_argument(parser)
-    parser.add_argument("--data-root", type=Path, help="use this ImageFolder: train/ as the bank, val/ as queries")
+    parser.add_argument("--data-root", type=cli.path, help="use this ImageFolder: train/ as the bank, val/ as queries")
     args = parser.parse_args(argv)
     cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
     config = load_config(CONFIGS / args.profile / "knn.py", options=args.cfg_options)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
     cli.add_deterministic_argument(parser)
-    parser.add_argument("--data-root", type=Path, help="train and test on this ImageFolder (train/, val/)")
+    parser.add_argument("--data-root", type=cli.path, help="train and test on this ImageFolder (train/, val/)")
     args = parser.parse_args(argv)
     cli.announce("pretrain.linear", args, checkpoints=args.checkpoints, runs=args.runs)
     options = {**cli.scale_options(args), **args.cfg_options}

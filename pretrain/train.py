@@ -92,7 +92,7 @@ def jobs(argv: Sequence[str] | None = None) -> list[Pretraining]:
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
     cli.add_deterministic_argument(parser)
-    parser.add_argument("--data-root", type=Path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
+    parser.add_argument("--data-root", type=cli.path, help="pretrain on this ImageFolder (train/, and val/ for kNN)")
     parser.add_argument("--device-views", action="store_true", help="make the views on the GPU, one batch at a time")
     parser.add_argument("--skip-corrupt", action="store_true", help="pass over corrupt images and count them")
     parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")

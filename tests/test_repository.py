@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -196,18 +197,41 @@ def test_no_large_file_and_no_product_is_committed():
     assert [name for name in files if name.startswith(products)] == []
 
 
-def make(*arguments, **variables):
-    """Run make without this shell's own variables of the same names."""
+def make(*arguments, path="", **variables):
+    """Run make without this shell's own variables of the same names, and with the folder `path` first on PATH."""
     plain = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+    plain["PATH"] = f"{path}:{plain['PATH']}"
     command = ["make", "-C", str(ROOT), "--no-print-directory", *arguments, *(f"{k}={v}" for k, v in variables.items())]
     return subprocess.run(command, capture_output=True, text=True, env=plain)
 
 
-def commands(target, **variables):
-    """Return the command lines that a target would run, with the set-up taken as done."""
-    done = make("-n", target, PYTHON="python", **variables)
-    assert done.returncode == 0, done.stderr
-    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Return a folder with a `python` and an `srun` that print what they are called with and do nothing."""
+    folder = tmp_path_factory.mktemp("programs")
+    for name in ("python", "srun"):
+        program = folder / name
+        program.write_text("#!/bin/sh\nprintf '%s\\0' \"${0##*/}\" \"$@\"\nprintf '\\1'\n")
+        program.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def commands(programs):
+    """Return the function from a target and its variables to the commands that it calls, each a list of words."""
+
+    def called(target, **variables):
+        done = make(target, path=programs, PYTHON="python", **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [call.split("\0")[:-1] for call in done.stdout.split("\1")[:-1]]
+
+    return called
+
+
+def has(words, part):
+    """Return whether the words of `part` follow each other in `words`."""
+    part = shlex.split(part)
+    return any(words[k : k + len(part)] == part for k in range(len(words)))
 
 
 TEXT = (ROOT / "Makefile").read_text()
@@ -250,34 +274,110 @@ READERS = {
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
 
-def test_pretrain_by_default():
-    expected = 'python -m pretrain.train --profile "demo" --seed "0" --data "data" --method "simsiam_gsg"'
-    assert commands("pretrain") == [expected]
+def test_pretrain_by_default(commands):
+    expected = "python -m pretrain.train --profile demo --seed 0 --data data --method simsiam_gsg"
+    assert commands("pretrain") == [expected.split()]
 
 
 @pytest.mark.parametrize("target", READERS)
-def test_variables_reach_the_command(target):
-    (line,) = commands(target, PROFILE="imagenet", METHOD="all", SEED=3, DATA="/my data", ARGS="--x y")
-    assert line.startswith(f"python -m {READERS[target]} ")
-    assert '--profile "imagenet" --seed "3" --data "/my data" --method "all"' in line
-    assert line.endswith("--x y")
+def test_variables_reach_the_command(commands, target):
+    (line,) = commands(target, PROFILE="imagenet", METHOD="all", SEED=3, DATA="/my data", ARGS="--x 'y z'")
+    assert line[:3] == ["python", "-m", READERS[target]]
+    assert has(line, "--profile imagenet --seed 3 --data '/my data' --method all")
+    assert line[-2:] == ["--x", "y z"]
 
 
 @pytest.mark.parametrize("target", READERS)
-def test_a_checkpoint_of_the_user_s_replaces_the_method(target):
+def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     (line,) = commands(target, CHECKPOINT="a b.pth", NAME="theirs")
-    assert '--checkpoint "a b.pth" --name "theirs"' in line
+    assert has(line, "--checkpoint 'a b.pth' --name theirs")
     assert "--method" not in line
     # Half of the pair reaches the command too, which says what is missing.
-    assert '--checkpoint "a.pth"' in commands(target, CHECKPOINT="a.pth")[0]
-    assert '--name "theirs"' in commands(target, NAME="theirs")[0]
+    assert has(commands(target, CHECKPOINT="a.pth")[0], "--checkpoint a.pth")
+    assert has(commands(target, NAME="theirs")[0], "--name theirs")
 
 
-def test_the_data_set_reaches_transfer_and_download():
-    assert commands("data", DATASET="dtd", DATA="/d")[0].endswith('--data "/d" --dataset "dtd"')
-    assert commands("data")[0].endswith('--dataset ""')
-    assert '--dataset "dtd"' in commands("transfer", DATASET="dtd")[0]
-    assert "--dataset all" in commands("transfer-all")[0]
+def test_the_data_set_reaches_transfer_and_download(commands):
+    assert commands("data", DATASET="dtd", DATA="/d")[0][-4:] == ["--data", "/d", "--dataset", "dtd"]
+    assert commands("data")[0][-2:] == ["--dataset", ""]
+    assert has(commands("transfer", DATASET="dtd")[0], "--dataset dtd")
+    assert has(commands("transfer-all")[0], "--dataset all")
+    assert has(commands("test-detection")[0], "--dataset voc")
+    assert has(commands("test-detection", DATASET="coco")[0], "--dataset coco")
+
+
+HOSTILE = (
+    "`touch X`",
+    "$(touch X)",
+    "$$(touch X)",
+    "$(shell touch X)",
+    "${HOME}",
+    "a$b",
+    "'; touch X; '",
+    '"; touch X; "',
+    "a\\",
+    "* ? [a-z] # ~",
+    "two\nlines",
+    "a=b, c",
+)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_nothing_of_a_user_s_is_a_command(commands, programs, value):
+    names = ("PROFILE", "SEED", "DATA", "CHECKPOINT", "NAME", "DATASET", "METHOD")
+    (line,) = commands("transfer", LAUNCHER="slurm", SRUN_ARGS=value, **dict.fromkeys(names, value))
+    want = ["transfer.run", *(w for n in ("profile", "seed", "data", "checkpoint", "name") for w in (f"--{n}", value))]
+    assert line == ["python", "-m", *want, "--dataset", value, "--launcher", "slurm", f"--sbatch-args={value}"]
+    (line,) = commands("tsne", METHOD=value, DATA_ROOT=value)
+    assert [line[line.index(word) + 1] for word in ("--method", "--data-root")] == [value] * 2
+    (line,) = commands("pretrain", NODES=2, HEAD=value)
+    assert line[line.index("--rdzv_endpoint") + 1] == value
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "python", "DATA": value}
+    done = subprocess.run(["make", "knn"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert f"\0--data\0{value}\0" in done.stdout
+    assert not (ROOT / "X").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--a  b", ["--a", "b"]),
+        ("--comment='a  b' --x", ["--comment=a  b", "--x"]),
+        ("""--a="it's" ''""", ["--a=it's", ""]),
+        ("; touch X; `touch X` & | > X", [";", "touch", "X;", "`touch", "X`", "&", "|", ">", "X"]),
+        ("$(touch X) $HOME ${HOME} $$ $@", ["$(touch", "X)", "$HOME", "${HOME}", "$$", "$@"]),
+        ("* ~ \\* # a=b", ["*", "~", "*", "#", "a=b"]),
+        ("--a\n--b\n", ["--a", "--b"]),
+        (" ", []),
+    ],
+)
+def test_lists_of_words_are_split_outside_quotes_and_nothing_else(commands, text, words):
+    assert commands("knn", ARGS=text)[0][3:] == [*commands("knn")[0][3:], *words]
+    assert commands("test", ARGS=text)[-1] == ["python", "-m", "pytest", *words]
+    (line,) = commands("pretrain", LAUNCHER="slurm", SRUN_ARGS=text)
+    assert line[: 4 + len(words)] == ["srun", "--kill-on-bad-exit=1", *words, "python", "-m"]
+    assert not (ROOT / "X").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"GPUS": "2; touch X"}, "GPUS is '2; touch X'; choose a whole number"),
+        ({"GPUS": "-1"}, "GPUS is '-1'; choose"),
+        ({"GPUS": "1 1"}, "GPUS is '1 1'; choose"),
+        ({"NODES": "two", "HEAD": "a:1"}, "NODES is 'two'; choose a whole number"),
+        ({"LAUNCHER": "slurm", "GPUS": "`touch X`"}, "GPUS is '`touch X`'; choose"),
+        ({"LAUNCHER": "srun"}, "LAUNCHER is 'srun'; choose none, torchrun or slurm"),
+        ({"NODES": "2"}, "NODES=2 needs HEAD=host:port of the first machine"),
+        ({"ARGS": "--x 'y"}, "ARGS: a quote is not closed"),
+        ({"LAUNCHER": "slurm", "SRUN_ARGS": '"'}, "SRUN_ARGS: a quote is not closed"),
+    ],
+)
+def test_what_make_itself_reads_is_checked(programs, variables, says):
+    done = make("pretrain", path=programs, PYTHON="python", **variables)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert says in done.stderr
+    assert not (ROOT / "X").exists()
 
 
 @pytest.mark.parametrize("target", TRAINERS)
@@ -287,54 +387,47 @@ def test_the_data_set_reaches_transfer_and_download():
         ({}, "python -m ", ""),
         ({"GPUS": 0}, "python -m ", ""),
         ({"GPUS": 1}, "python -m ", ""),
-        ({"GPUS": 8}, "python -m tools.launch --standalone --nproc_per_node 8 -m ", "--launcher pytorch"),
-        (
-            {"GPUS": 1, "LAUNCHER": "torchrun"},
-            "python -m tools.launch --standalone --nproc_per_node 1 -m ",
-            "--launcher pytorch",
-        ),
+        ({"GPUS": 8}, "python -m tools.launch --standalone --nproc_per_node 8 -m ", "pytorch"),
+        ({"GPUS": 1, "LAUNCHER": "torchrun"}, "python -m tools.launch --standalone --nproc_per_node 1 -m ", "pytorch"),
         (
             {"GPUS": 8, "NODES": 2, "HEAD": "a:29500"},
             "python -m tools.launch --nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500 "
             "--nproc_per_node 8 -m ",
-            "--launcher pytorch",
+            "pytorch",
         ),
-        ({"LAUNCHER": "slurm"}, "srun --kill-on-bad-exit=1 python -m ", "--launcher slurm"),
+        ({"LAUNCHER": "slurm"}, "srun --kill-on-bad-exit=1 python -m ", "slurm"),
         (
             {"LAUNCHER": "slurm", "GPUS": 8, "NODES": 4, "SRUN_ARGS": "--gres=gpu:8"},
             "srun --kill-on-bad-exit=1 --nodes=4 --ntasks-per-node=8 --gres=gpu:8 python -m ",
-            "--launcher slurm",
+            "slurm",
         ),
     ],
     ids=str,
 )
-def test_trainers_start_on_their_ranks(target, variables, start, ranks):
+def test_trainers_start_on_their_ranks(commands, target, variables, start, ranks):
     (line,) = commands(target, **variables)
-    module = READERS.get(target, "pretrain.train")
-    assert " ".join(line.split()).startswith(f"{start}{module} ")
-    assert re.findall(r"--launcher \w+", line) == ([ranks] if ranks else [])
+    start = [*start.split(), READERS.get(target, "pretrain.train")]
+    assert line[: len(start)] == start
+    assert line[line.index("--launcher") + 1 :] == [ranks] if ranks else "--launcher" not in line
 
 
 @pytest.mark.parametrize("target", TRAINERS)
-def test_resume_reaches_trainers(target):
-    assert "--resume" in commands(target, RESUME=1)[0].split()
-    assert "--resume" not in commands(target)[0].split()
+def test_resume_reaches_trainers(commands, target):
+    assert "--resume" in commands(target, RESUME=1)[0]
+    assert "--resume" not in commands(target)[0]
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - {"help", "setup", "lock", "clean", "test", "test-all"}))
-def test_a_target_is_one_call_of_a_module_that_exists(target):
+def test_a_target_is_one_call_of_a_module_that_exists(commands, target):
     (line,) = commands(target)
-    module = re.search(r"-m ([a-z_0-9]+\.[a-z_0-9.]+)", line)[1]
-    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+    assert (ROOT / line[2].replace(".", "/")).with_suffix(".py").is_file()
 
 
-def test_test_calls_linter_formatter_types_and_tests():
-    assert commands("test", ARGS="-x") == [
-        "python -m ruff check .",
-        "python -m ruff format --check .",
-        "python -m mypy",
-        "python -m pytest -x",
-    ]
+def test_test_calls_linter_formatter_types_and_tests(commands):
+    checks = ["python -m ruff check .", "python -m ruff format --check .", "python -m mypy"]
+    assert [shlex.join(line) for line in commands("test", ARGS="-x")] == [*checks, "python -m pytest -x"]
+    everything = [*checks, "python -m pytest -m 'slow or not slow' -k 'a b'"]
+    assert [shlex.join(line) for line in commands("test-all", ARGS="-k 'a b'")][:4] == everything
 
 
 def test_a_second_setup_does_nothing(tmp_path):
@@ -350,10 +443,13 @@ def test_a_second_setup_does_nothing(tmp_path):
     assert make("-q", "setup", VENV=venv).returncode == 1
 
 
-def test_other_targets_set_up_first_unless_the_python_is_the_user_s(tmp_path):
+def test_other_targets_set_up_first_unless_the_python_is_the_user_s(tmp_path, programs):
     ours = make("-n", "knn", VENV=tmp_path / "venv").stdout
     assert ours.index("pip install") < ours.index("pretrain.knn")
-    assert f"{tmp_path}/venv/bin/python -m pretrain.knn" in ours
+    assert '"$PYTHON" -m pretrain.knn' in ours
+    shutil.copytree(programs, tmp_path / "set-up" / "bin")
+    (tmp_path / "set-up" / ".complete").touch()
+    assert make("knn", VENV=tmp_path / "set-up").stdout.startswith("python\0-m\0pretrain.knn\0")
     assert "pip" not in make("-n", "knn", VENV=tmp_path / "venv", PYTHON="python").stdout
 
 

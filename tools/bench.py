@@ -21,7 +21,7 @@ ROOMS = ("pretrain.bench", "transfer.bench", "detection.bench")  # modules that 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every room's benchmarks, one process after another, and write the whole table."""
     parser = cli.Parser("tools.bench", description=__doc__)
-    parser.add_argument("--reports", default=Path("reports"), type=Path, help="where bench.json goes")
+    parser.add_argument("--reports", default=Path("reports"), type=cli.path, help="where bench.json goes")
     args = parser.parse_args(argv)
     path = args.reports / "bench.json"
     print(f"[tools.bench] {', '.join(ROOMS)} -> {path.resolve()}; leave the machine alone meanwhile", flush=True)

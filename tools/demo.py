@@ -29,7 +29,7 @@ STAGES: tuple[tuple[str, list[str]], ...] = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage that is not done yet; print the tables, the times and the page's address at the end."""
     parser = cli.Parser("tools.demo", description="the whole chain on embedded data")
-    parser.add_argument("--data", default="data", type=Path, help="root folder of the data sets")
+    parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
     begun = time.monotonic()

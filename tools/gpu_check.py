@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="all", help=f"{', '.join(PARTS)}, or the id of a benchmark")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses at tiny sizes")
     parser.add_argument(
-        "--reports", default=Path("reports"), type=Path, help="where gpu.json goes, or gpu-rehearsal.json"
+        "--reports", default=Path("reports"), type=cli.path, help="where gpu.json goes, or gpu-rehearsal.json"
     )
     args = parser.parse_args(argv)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU starts CUDA, which a fork cannot use

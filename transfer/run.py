@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.parser(MODULE, __doc__ or "", reads_checkpoint=True)
     parser.add_argument("--dataset", default="all", help="one or several data sets of the profile, or all")
     parser.add_argument(
-        "--split-file", type=Path, help="JSON lists of caltech101's train and test images, to use instead"
+        "--split-file", type=cli.path, help="JSON lists of caltech101's train and test images, to use instead"
     )
     parser.add_argument("--amp", nargs="?", const="fp16", choices=("fp16", "bf16"), help="mixed precision features")
     parser.add_argument(

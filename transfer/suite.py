@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from common.errors import UNWRITABLE, UserError, last_line
+from common.errors import UNWRITABLE, UserError, last_line, lost_worker
+from common.files import Claim
 from common.records import read_record
 from common.run import record, todo
 from common.sources import SOURCES
 from transfer.job import Transfer
 
 MODULE = "transfer.run"
+NAME = "gsg-transfer"  # of Slurm's array
 ANY_SIZE = "any-size"  # variant of the records of a data set that is not of the published size
-LEASE = 60.0  # seconds without a sign of life after which another machine takes a job over
 POLL = 2.0  # seconds between looks at the jobs of others
 
 
@@ -27,18 +28,16 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
 
     Returns the jobs that failed with the reason, in a line. A job that is `alone` raises its error.
     """
-    from filelock import SoftFileLease, Timeout
+    from filelock import Timeout
 
-    leases = {job: SoftFileLease(_lease(job), lease_duration=LEASE) for job in jobs}
-    for lease in leases.values():
-        Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    claims = {job: Claim(_claim(job)) for job in jobs}
     failed: dict[Transfer, str] = {}
     waiting, left, clock = False, list(jobs), Clock(jobs)
     while left:
         before = len(left)
         for job in tuple(left):
             try:
-                leases[job].acquire(blocking=False)
+                claims[job].acquire()
             except Timeout:
                 continue
             left.remove(job)
@@ -48,7 +47,7 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
                 with clock.of(job):
                     reason = _attempt(job, alone)
             finally:
-                leases[job].release()
+                claims[job].release()
             if reason is not None:
                 failed[job] = reason
         if len(left) == before:
@@ -60,8 +59,7 @@ def in_turn(jobs: Sequence[Transfer], *, alone: bool = False) -> dict[Transfer, 
     return failed
 
 
-def _lease(job: Transfer) -> Path:
-    """Return the file whose creation, which succeeds once, claims the job; its holder touches it now and then."""
+def _claim(job: Transfer) -> Path:
     return job.place.with_name(f".{job.place.stem}.claim")
 
 
@@ -80,6 +78,9 @@ def _attempt(job: Transfer, alone: bool) -> str | None:
     except Exception as error:
         if alone or (isinstance(error, OSError) and error.errno in UNWRITABLE):  # which all others would meet, too
             raise
+        if line := lost_worker(error):
+            print(f"error: {job.title}: {line}", file=sys.stderr, flush=True)
+            return line
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return None
@@ -153,19 +154,37 @@ def submit(jobs: Sequence[Transfer], argv: Sequence[str], sbatch_args: str) -> N
         elif not word.startswith(("--launcher=", "--sbatch-args=")):
             words.append(word)
     task = f'{shlex.join([sys.executable, "-m", MODULE, *words])} --job "$SLURM_ARRAY_TASK_ID"'
-    logs = jobs[0].folders.runs / jobs[0].key.profile / "transfer" / "slurm-%A_%a.log"
-    logs.parent.mkdir(parents=True, exist_ok=True)
-    array = ["sbatch", "--wait", "--job-name=gsg-transfer", f"--array=0-{len(jobs) - 1}", f"--output={logs}"]
-    command = [*array, *shlex.split(sbatch_args), f"--wrap={task}"]
-    print(shlex.join(command), flush=True)
+    logs = jobs[0].folders.runs / jobs[0].key.profile / "transfer"
+    logs.mkdir(parents=True, exist_ok=True)
+    output = str(logs).replace("%", "%%") + "/slurm-%A_%a.log"
     try:
-        subprocess.run(command, check=False)
-    except FileNotFoundError:
-        raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
+        more = shlex.split(sbatch_args)
+    except ValueError as error:
+        raise UserError(f"--sbatch-args {sbatch_args} (SRUN_ARGS): {error}") from None
+    array = ["sbatch", "--wait", f"--job-name={NAME}", f"--array=0-{len(jobs) - 1}", f"--output={output}"]
+    _wait_for([*array, *more, f"--wrap={task}"])
     failed = {job: "no record" for job in jobs if not _is_recorded(job)}
     if failed:
-        print(f"what the tasks said is in {logs.parent}", file=sys.stderr)
+        print(f"what the tasks said is in {logs}", file=sys.stderr)
     conclude(jobs, failed)
+
+
+def _wait_for(command: Sequence[str]) -> None:
+    """Call sbatch and wait for its job. Ctrl-C ends the waiting alone, and says so."""
+    print(shlex.join(command), flush=True)
+    job = None
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sbatch:
+            for line in sbatch.stdout or ():
+                print(line, end="", flush=True)
+                if line.startswith("Submitted batch job "):
+                    job = line.split()[3]
+    except FileNotFoundError:
+        raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
+    except KeyboardInterrupt:
+        which = f"array job {job} goes on; `scancel {job}`" if job else f"no job number yet; `scancel --name={NAME}`"
+        print(f"\n{which} cancels it", file=sys.stderr, flush=True)
+        raise
 
 
 def _is_recorded(job: Transfer) -> bool:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,16 +64,36 @@ def _require_gpus(launcher: str) -> None:
         raise UserError(f"GPUS={wanted} processes on this machine, but each sees only {seen}; {remedy}")
 
 
-def _start_gloo(launcher: str) -> None:
-    """Join the CPU process group that torchrun's or Slurm's environment describes."""
+@contextmanager
+def _meeting(launcher: str) -> Iterator[None]:
+    """Prepare the environment in which processes meet. Raises UserError naming the place where they cannot."""
     environment = os.environ
     if launcher == "slurm":
-        environment["RANK"], environment["WORLD_SIZE"] = environment["SLURM_PROCID"], environment["SLURM_NTASKS"]
-        environment.setdefault("LOCAL_RANK", environment.get("SLURM_LOCALID", "0"))
-        environment.setdefault("MASTER_PORT", "29500")
-        if "MASTER_ADDR" not in environment:
-            command = ["scontrol", "show", "hostnames", environment["SLURM_NODELIST"]]
-            environment["MASTER_ADDR"] = subprocess.run(
-                command, check=True, capture_output=True, text=True
-            ).stdout.split()[0]
-    torch.distributed.init_process_group("gloo")
+        _name_slurm_s_place()
+    place = f"MASTER_ADDR={environment.get('MASTER_ADDR')}, MASTER_PORT={environment.get('MASTER_PORT')}"
+    try:
+        yield
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        reason = "that port is taken" if "EADDRINUSE" in str(error) else "they do not reach it"
+        raise UserError(f"the processes cannot meet at {place}: {reason}; set both to a place that is free") from None
+
+
+def _name_slurm_s_place() -> None:
+    """Set what torch reads of a process from what Slurm says, unless it is set.
+
+    The port follows from the job and the step, so that those which share a node do not meet each other. It lies below
+    the ports that Linux gives away by itself.
+    """
+    environment = os.environ
+    environment["RANK"], environment["WORLD_SIZE"] = environment["SLURM_PROCID"], environment["SLURM_NTASKS"]
+    environment.setdefault("LOCAL_RANK", environment.get("SLURM_LOCALID", "0"))
+    job, step = (int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    environment.setdefault("MASTER_PORT", str(12000 + (16 * job + step) % 20000))
+    if "MASTER_ADDR" not in environment:
+        command = ["scontrol", "show", "hostnames", environment.get("SLURM_NODELIST", "")]
+        try:
+            found = subprocess.run(command, check=True, capture_output=True, text=True)
+            environment["MASTER_ADDR"] = found.stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            raise UserError(f"`{' '.join(command)}` failed: {said}; set MASTER_ADDR to the first node's name") from None

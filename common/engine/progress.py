@@ -18,6 +18,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from common.engine.stopping import _stop_for_nan
+from common.files import naming
 from common.log import LOG, truncate_log
 
 
@@ -158,10 +159,11 @@ class Progress(Hook):
 
     def _write(self, runner: MMEngineRunner, **line: Any) -> None:
         line["seconds"] = round(time.monotonic() - self._begun, 3)
-        with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
         numbers = {f"train/{key}": value for key, value in line.items() if key not in ("step", "epoch", "seconds")}
-        runner.visualizer.add_scalars(numbers, step=line["step"])
+        with naming(self._path.parent):
+            with open(self._path, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            runner.visualizer.add_scalars(numbers, step=line["step"])
 
 
 def _bar(name: str, total: int, initial: int = 0) -> tqdm:

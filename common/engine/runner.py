@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from common.checkpoint import Checkpoint, load_into
 from common.config import mistake_in
-from common.engine.processes import _require_gpus, _start_gloo, keep_freed_memory, seed_of_rank, unwrapped
+from common.engine.processes import _meeting, _require_gpus, keep_freed_memory, seed_of_rank, unwrapped
 from common.engine.progress import Progress, StepOutputs
 from common.engine.resume import PlainState, RandomState, newest_resume_file, read_resume_file
 from common.engine.stopping import FiniteWeights, StopOnSignal, start_worker
@@ -112,12 +112,15 @@ class Runner(MMEngineRunner):
         if self.cfg.get("randomness", {}).get("deterministic"):
             # cuBLAS reads this when it starts; without it torch refuses deterministic training.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        if self.distributed and not is_distributed():
-            if torch.cuda.is_available():
-                _require_gpus(self.launcher)
-            else:
-                _start_gloo(self.launcher)
-        super().setup_env(env_cfg)
+        if not self.distributed or is_distributed():
+            super().setup_env(env_cfg)
+            return
+        if torch.cuda.is_available():
+            _require_gpus(self.launcher)
+        with _meeting(self.launcher):
+            if not torch.cuda.is_available():
+                torch.distributed.init_process_group("gloo")
+            super().setup_env(env_cfg)
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:

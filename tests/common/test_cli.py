@@ -1,6 +1,7 @@
 """Commands: arguments, exit codes, and one line for what a user can mend."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from common.features import Transformed
 from common.images import image_folder
 from common.names import METHODS, PROFILES, checkpoint_name
 
+ROOT = Path(cli.__file__).parents[1]
+ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis", "tools")
 RAISING = "from common import cli\nfrom common.errors import UserError\ndef main(): raise {}\ncli.run(main)"
 
 
@@ -107,7 +110,9 @@ def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_di
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
     assert caught.value.code == 1
-    assert capsys.readouterr().err == "error: cannot write a file: File too large; what was saved before is intact\n"
+    assert capsys.readouterr().err == (
+        f"error: cannot write {tmp_path}/a.pth: File too large; what was saved before is intact\n"
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -121,6 +126,48 @@ def test_an_error_in_a_worker_process_is_one_line(tmp_path, capfd):
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: image {tmp_path}/a/b.png is truncated or corrupt")
+
+
+LOADING = """
+import os, signal
+import torch
+from torch.utils.data import DataLoader, Dataset
+from common import cli
+
+class Images(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        {fault}
+        return torch.zeros(500_000)
+
+cli.run(lambda: list(DataLoader(Images(), batch_size=2, num_workers=1)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGBUS)", r"DataLoader worker \(pid \d+\) is killed by signal: Bus error"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"DataLoader worker \(pid \d+\) is killed by signal: Killed"),
+        (
+            "raise RuntimeError('unable to allocate shared memory(shm) for file </x>: No space left on device (28)')",
+            r"unable to allocate shared memory\(shm\) for file </x>: No space left on device \(28\)",
+        ),
+    ],
+)
+def test_a_killed_worker_or_a_small_dev_shm_is_one_line_with_its_remedy(fault, says):
+    done = python(LOADING.format(fault=fault))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1].lstrip("\0")  # which torch's own note of the signal ends with
+    assert re.fullmatch(rf"error: {says}; its memory or /dev/shm ran out: .*--workers.*--shm-size.*", last)
+
+
+def test_other_errors_of_workers_keep_their_traceback():
+    done = python(LOADING.format(fault="raise RuntimeError('a bug')"))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, True)
 
 
 def test_ctrl_c_exits_130_and_leaves_no_temporary_file(tmp_path):
@@ -223,6 +270,23 @@ def test_method_list_gives_known_methods_or_lists_them(text):
 @pytest.mark.parametrize(("method", "seed", "name"), [("byol", 0, "byol"), ("byol", 3, "byol-seed3")])
 def test_checkpoint_name(method, seed, name):
     assert checkpoint_name(method, seed) == name
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ("data", "checkpoints", "results", "runs", "checkpoint")
+    args = vars(parse(*(word for name in names for word in (f"--{name}", "~/a~b"))))
+    assert {name: args[name] for name in names} == dict.fromkeys(names, Path("/home/me/a~b"))
+    assert parse("--data", "a/~").data == Path("a/~")
+    assert refusal("--data", "~nobody-here/sets") == (
+        "path ~nobody-here/sets: no home folder is known for ~nobody-here; give the whole path"
+    )
+
+
+def test_no_command_has_a_path_that_does_not_know_the_home_folder():
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
+    assert [str(file) for file in files if re.search(r"\btype=Path\b", file.read_text())] == []
+    assert sum("type=cli.path" in file.read_text() for file in files) > 5
 
 
 def test_subjects_are_our_own_checkpoints():

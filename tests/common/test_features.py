@@ -270,8 +270,9 @@ def test_a_full_disk_is_an_oserror_and_loses_no_whole_batch(checkpoint, folder, 
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
         patch.setattr(features, "open", Full, raising=False)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as caught:
             extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=2)
+    assert caught.value.filename.startswith(f"{cache}/")
     assert arrays(cache) == []
     del forwards[:]
     extract_features(checkpoint, read(folder), TRANSFORM, cache, batch_size=2)

@@ -8,14 +8,17 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 
 import pytest
+from filelock import Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.files import (
+    Claim,
     atomic_path,
     atomic_write,
     is_whole_zip,
@@ -186,6 +189,65 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, numb
     monkeypatch.setattr("fcntl.lockf", lockf)
     with only_here(tmp_path / "new"):
         assert (tmp_path / "new").is_dir()
+
+
+WAITER = """
+import sys
+from pathlib import Path
+from common.files import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("error", [None, "ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_of_processes_that_make_one_file_one_works_though_the_file_system_has_no_locks(tmp_path, error):
+    fails = f"raise OSError(errno.{error}, os.strerror(errno.{error}))" if error else "return real(*args)"
+    prepare = f"import errno, fcntl, os\nreal = fcntl.flock\ndef flock(*args):\n    {fails}\nfcntl.flock = flock\n"
+    command = [sys.executable, "-c", prepare + WAITER, str(tmp_path / "a.npy")]
+    pipe = subprocess.PIPE
+    both = []
+    for line in ("held\n", f"waiting for another process that makes {tmp_path}/a.npy\n"):
+        both.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        assert both[-1].stdout.readline() == line
+    first, second = both
+    if error is None:
+        first.kill()  # the system releases what it held
+    else:
+        first.stdin.write("\n")
+    assert first.communicate(timeout=30) == ("", "")
+    assert second.stdout.readline() == "held\n"
+    assert second.communicate("\n", timeout=30) == ("", "")
+
+
+@pytest.mark.parametrize("content", ["", "tor"], ids=["empty", "torn"])
+def test_a_claim_without_its_content_is_taken_over(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.setattr("common.files.LEASE", 0.5)
+    claim = Claim(tmp_path / "a.claim")
+    claim.path.write_text(content)
+    with pytest.raises(Timeout):
+        claim.acquire()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            claim.acquire()
+            break
+        except Timeout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    with pytest.raises(Timeout):
+        Claim(claim.path).acquire()
+    claim.release()
+    assert os.listdir(tmp_path) == []
+    assert (f"{claim.path} is empty" in capsys.readouterr().out) == (content == "")
+
+
+def test_a_full_disk_s_error_names_the_file(tmp_path):
+    for named, want in ((None, str(tmp_path / "file")), ("other", "other")):
+        with pytest.raises(OSError, match="full") as caught, atomic_path(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "full", named)
+        assert caught.value.filename == want
 
 
 def test_a_zip_is_whole_if_every_checksum_holds(tmp_path):

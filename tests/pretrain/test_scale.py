@@ -19,7 +19,7 @@ import pretrain.optim
 from common.checkpoint import load_checkpoint
 from common.engine import runner as engine
 from common.engine.batch import plan_batch, processes
-from common.engine.processes import _start_gloo, unwrapped
+from common.engine.processes import unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
 from pretrain import knn, methods, train
@@ -97,7 +97,7 @@ def steps(rank: int, world: int, method: str, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
     if world > 1:
         os.environ["MASTER_PORT"] = Path(folder, "port").read_text()
-        _start_gloo("pytorch")
+        torch.distributed.init_process_group("gloo")
     torch.manual_seed(0)
     model = MODELS.build(dict(type=method, **SMALL))
     if world > 1:

@@ -1,4 +1,4 @@
-"""Runs of a tiny network on the few images of the fixture `space`: 12 to train on, two classes."""
+"""Runs of a tiny network on the few images of `write_images`: 12 to train on, two classes."""
 
 import json
 import os
@@ -6,6 +6,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from pretrain import train
@@ -22,6 +25,18 @@ TINY = [
     "default_hooks.progress.interval=1",
     "custom_hooks=[]",
 ]
+
+
+def write_images(root: Path) -> None:
+    """Write the ImageFolder that TINY trains on: 12 images, and 6 for kNN."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for k, name in enumerate("ab"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + np.uint8(100 * k)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 def run_train(*extra: str, method: str = "simsiam", options: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import transfer.suite
-from common import embedded
+from common import embedded, files
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.errors import UserError
@@ -254,11 +255,11 @@ def test_what_is_missing_is_told_from_what_failed(small_house, tmp_path, capsys)
 def other_process(house, results, name):
     """Claim a job as another process of the suite does, and hold it."""
     key = RecordKey("imagenet", "recognition", "tiny", name, 0, transfer.suite.ANY_SIZE)
-    path = transfer.suite._lease(Transfer(key=key, subject=None, settings="", folders=Folders(results=results)))
+    path = transfer.suite._claim(Transfer(key=key, subject=None, settings="", folders=Folders(results=results)))
     path.parent.mkdir(parents=True)
     code = (
         "import sys, time, filelock\n"
-        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={transfer.suite.LEASE})\n"
+        f"lease = filelock.SoftFileLease(sys.argv[1], lease_duration={files.LEASE})\n"
         "lease.acquire()\nprint('held', flush=True)\n"
         "time.sleep(float(sys.argv[2]))"
     )
@@ -281,6 +282,23 @@ def test_a_job_of_another_process_is_left_to_it_and_done_when_that_dies(small_ho
     assert naps == [["pets"]]  # it did not wait
     assert "waiting for other processes, which are at: tiny on dtd\n" in capsys.readouterr().out
     assert [record["dataset"] for record in read_records(tmp_path, "imagenet")[0]] == ["dtd", "pets"]
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+def test_an_empty_claim_as_a_crashed_machine_leaves_it_is_named_and_its_job_done(
+    small_house, tmp_path, monkeypatch, capsys
+):
+    key = RecordKey("imagenet", "recognition", "tiny", "dtd", 0, transfer.suite.ANY_SIZE)
+    claim = transfer.suite._claim(Transfer(key=key, subject=None, settings="", folders=Folders(results=tmp_path)))
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    monkeypatch.setattr(files, "LEASE", 1.0)
+    monkeypatch.setattr(transfer.suite, "POLL", 0.3)
+    run.main(words(small_house, tmp_path, "--dataset", "dtd pets", "--workers", "0"))
+    said = capsys.readouterr().out.splitlines()
+    waited = said.index("waiting for other processes, which are at: tiny on dtd")
+    assert f"{claim} is empty, as a crash of its machine leaves it, and is removed" in said[waited:]
+    assert [record["dataset"] for record in read_records(tmp_path, "imagenet")] == ["dtd", "pets"]
     assert not list(tmp_path.rglob("*.claim"))
 
 
@@ -317,15 +335,48 @@ def test_slurm_gets_an_array_of_all_jobs(small_house, tmp_path, monkeypatch, cap
     arguments = words(small_house, tmp_path / "results", "--workers", "0", "--dataset", "dtd cars pets")
     arguments += ["--data", str(tmp_path / "data")]
     with pytest.raises(UserError, match=r"^missing: tiny on pets; the other 2 of 3 are recorded"):
-        run.main([*arguments, "--launcher", "slurm", "--sbatch-args=--gres=gpu:1 --time=60"])
+        run.main([*arguments, "--launcher", "slurm", "--sbatch-args=--gres=gpu:1 --comment='a b'"])
     given = seen.read_text().splitlines()
-    assert {"--wait", "--array=0-2", "--gres=gpu:1", "--time=60"} <= set(given)
+    assert {"--wait", "--array=0-2", "--gres=gpu:1", "--comment=a b"} <= set(given)
     assert "--launcher" not in given[-1]
     assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")[0]] == ["cars", "dtd"]
     fake.unlink()
     monkeypatch.setenv("PATH", str(fake.parent))
     with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
         run.main([*arguments, "--launcher", "slurm"])
+
+
+def test_ctrl_c_on_an_array_names_the_job_and_how_to_cancel_it(small_house, tmp_path):
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho Submitted batch job 4711\nexec sleep 60\n")
+    fake.chmod(0o755)
+    command = [sys.executable, "-m", "transfer.run", *words(small_house, tmp_path, "--dataset", "dtd")]
+    process = subprocess.Popen(
+        [*command, "--launcher", "slurm"],
+        env=os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.stdout.readline() != "Submitted batch job 4711\n":
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.split("\n")[-4:] == [
+        "array job 4711 goes on; `scancel 4711` cancels it",
+        "",
+        "interrupted; the same command continues",
+        "",
+    ]
+
+
+def test_options_of_sbatch_with_an_open_quote_are_refused(small_house, tmp_path):
+    arguments = words(small_house, tmp_path, "--dataset", "dtd", "--launcher", "slurm", "--sbatch-args=--comment='a")
+    with pytest.raises(UserError, match=r"^--sbatch-args --comment='a \(SRUN_ARGS\): No closing quotation$"):
+        run.main(arguments)
 
 
 @pytest.mark.slow
