@@ -97,7 +97,7 @@ def resolve(
     """
     parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
     parser.set_defaults(method=list(METHODS), checkpoint=None, name=None)
-    parser.add_argument("--reports", default="reports", type=Path, help="where tables, figures and pages live")
+    parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)
     cli.announce(module, args, reports=args.reports)
@@ -108,7 +108,9 @@ def resolve(
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose test images."""
     parser.add_argument("--dataset", type=_dataset, help=f"one of {', '.join(SIZES)}; by default the profile's own")
-    parser.add_argument("--data-root", type=Path, help="an image folder with one folder per class, or with such a val/")
+    parser.add_argument(
+        "--data-root", type=cli.path, help="an image folder with one folder per class, or with such a val/"
+    )
     parser.add_argument(
         "--size", type=cli.whole("--size", 1), help="pixels to which images of --data-root are resized and cropped"
     )
