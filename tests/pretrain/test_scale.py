@@ -23,7 +23,7 @@ from common.engine.batch import share_batch
 from common.engine.processes import _start_gloo, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
-from pretrain import neighbours, train
+from pretrain import knn, train
 from pretrain.fit import pretrain
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train
 
@@ -191,7 +191,7 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     state = torch.load(space / "runs/demo/pretrain/simsiam_gsg/iter_6.pth", weights_only=True)
     assert len(state["random_states"]) == 2
     # The bank was shared by the processes, and is judged as a whole: as one process judges the export.
-    neighbours.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
+    knn.main(["--method", "simsiam_gsg", "--data-root", "data", "--cfg-options", "evaluation.k=12"])
     record = json.loads((space / "results/demo/knn/simsiam_gsg/data-seed0.json").read_text())
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
