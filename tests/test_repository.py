@@ -380,35 +380,29 @@ def test_what_make_itself_reads_is_checked(programs, variables, says):
     assert not (ROOT / "X").exists()
 
 
+RDZV = "--nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500"
+
+
 @pytest.mark.parametrize("target", TRAINERS)
 @pytest.mark.parametrize(
-    ("variables", "start", "ranks"),
+    ("variables", "start", "launcher"),
     [
-        ({}, "python -m ", ""),
-        ({"GPUS": 0}, "python -m ", ""),
-        ({"GPUS": 1}, "python -m ", ""),
-        ({"GPUS": 8}, "python -m tools.launch --standalone --nproc_per_node 8 -m ", "pytorch"),
-        ({"GPUS": 1, "LAUNCHER": "torchrun"}, "python -m tools.launch --standalone --nproc_per_node 1 -m ", "pytorch"),
-        (
-            {"GPUS": 8, "NODES": 2, "HEAD": "a:29500"},
-            "python -m tools.launch --nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500 "
-            "--nproc_per_node 8 -m ",
-            "pytorch",
-        ),
-        ({"LAUNCHER": "slurm"}, "srun --kill-on-bad-exit=1 python -m ", "slurm"),
-        (
-            {"LAUNCHER": "slurm", "GPUS": 8, "NODES": 4, "SRUN_ARGS": "--gres=gpu:8"},
-            "srun --kill-on-bad-exit=1 --nodes=4 --ntasks-per-node=8 --gres=gpu:8 python -m ",
-            "slurm",
-        ),
+        ("", "python -m", ""),
+        ("GPUS=0", "python -m", ""),
+        ("GPUS=1", "python -m", ""),
+        ("GPUS=8", "python -m tools.launch --standalone --nproc_per_node 8 -m", "pytorch"),
+        ("GPUS=1 LAUNCHER=torchrun", "python -m tools.launch --standalone --nproc_per_node 1 -m", "pytorch"),
+        ("GPUS=8 NODES=2 HEAD=a:29500", f"python -m tools.launch {RDZV} --nproc_per_node 8 -m", "pytorch"),
+        ("LAUNCHER=slurm", "srun --kill-on-bad-exit=1 python -m", "slurm"),
+        ("LAUNCHER=slurm GPUS=8 NODES=4 SRUN_ARGS=--gres=gpu:8",
+         "srun --kill-on-bad-exit=1 --nodes=4 --ntasks-per-node=8 --gres=gpu:8 python -m", "slurm"),
     ],
-    ids=str,
-)
-def test_trainers_start_on_their_ranks(commands, target, variables, start, ranks):
-    (line,) = commands(target, **variables)
+)  # fmt: skip
+def test_trainers_start_on_their_ranks(commands, target, variables, start, launcher):
+    (line,) = commands(target, **dict(word.split("=", 1) for word in variables.split()))
     start = [*start.split(), READERS.get(target, "pretrain.train")]
     assert line[: len(start)] == start
-    assert line[line.index("--launcher") + 1 :] == [ranks] if ranks else "--launcher" not in line
+    assert line[line.index("--launcher") + 1 :] == [launcher] if launcher else "--launcher" not in line
 
 
 @pytest.mark.parametrize("target", TRAINERS)

@@ -4,6 +4,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
 
 from common.config import load_config
 from common.errors import UserError
@@ -52,7 +53,8 @@ def test_the_evaluation_knows_the_order_of_the_objects(folder: Path, profile: st
     pipeline = load_config(Path(f"detection/configs/{profile}/voc.py")).test_dataloader.dataset.pipeline
     (folder / "JPEGImages").mkdir()
     PIL.Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / "one.jpg")
-    data.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
+    with DefaultScope.overwrite_default_scope("mmdet"):  # whatever ran before in this process
+        data.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
     sample = data[0]["data_samples"].to_dict()
     assert list(sample["gt_ignore_flags"]) == [1, 0]
     assert sample["gt_instances"]["labels"].tolist() == [0]

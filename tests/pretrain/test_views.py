@@ -117,13 +117,6 @@ def test_skipping_goes_on_at_the_first_place_and_ends_when_nothing_can_be_read(f
         data[Draw(5, 0)]
 
 
-def test_a_loader_sums_what_its_workers_skipped(folder, tmp_path):
-    (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
-    data = MultiView(folder, CROP, skip_corrupt=True)
-    loader = DataLoader(data, 4, sampler=EpochSampler(data), num_workers=1)
-    assert sum(batch["skipped"].sum().item() for batch in loader) == 1
-
-
 def test_a_missing_folder_says_what_to_place_there(tmp_path):
     with pytest.raises(UserError, match=r"nowhere/train is missing; place one folder per class"):
         MultiView(dict(name="folder", root=str(tmp_path / "nowhere"), split="train"), CROP)
