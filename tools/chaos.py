@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ FAULTS = ("kill", "term", "full", "unreadable", "truncate", "flip", "twice")
 METHODS = ("--method", "simsiam simsiam_gsg")
 DENSE = ("--method", "byol")  # a ResNet-18, where the others are as small as they get
 EPOCHS = ("train_cfg.max_epochs=2", "train_dataloader.batch_size=16", "default_hooks.progress.interval=1")
-ITERATIONS = ("train_cfg.max_iters=4", "train_dataloader.batch_size=2", "default_hooks.progress.interval=1")
+ITERATIONS = ("train_cfg.max_iters=3", "train_dataloader.batch_size=2", "default_hooks.progress.interval=1")
 TINY = ("model.backbone.name=test_resnet", "model.projector.dim=16", "model.predictor.hidden_dim=8")
 SAVING = "default_hooks.checkpoint.interval={}"  # steps
 
@@ -54,7 +55,7 @@ STAGES = (
     Stage("pretrain", "pretrain.train", METHODS, (*EPOCHS, *TINY, SAVING.format(2)), resumes=True),
     Stage("knn", "pretrain.knn", METHODS, ("evaluation.batch_size=16",)),
     Stage("linear", "pretrain.linear", METHODS, (*EPOCHS, SAVING.format(2)), resumes=True),
-    Stage("transfer", "transfer.run", (*METHODS, "--dataset", "all")),
+    Stage("transfer", "transfer.run", ("--method", "simsiam_gsg", "--dataset", "all")),
     Stage(
         "detection",
         "detection.train",
@@ -78,7 +79,9 @@ STAGES = (
     Stage("report", "analysis.report", ()),
 )
 # What the dense stages evaluate.
-PREPARATION = Stage("preparation", "pretrain.train", DENSE, ("train_cfg.max_epochs=1", "train_dataloader.batch_size=35"))
+PREPARATION = Stage(
+    "preparation", "pretrain.train", DENSE, ("train_cfg.max_epochs=1", "train_dataloader.batch_size=35")
+)
 SCENES = {"train": 20, "val": 10, "test": 10}  # with every class, as the transfer suite wants
 DIGITS = {"train": 7, "test": 4}  # of each class
 
@@ -86,10 +89,22 @@ DISK = 2**30  # bytes of the tmpfs that a stage runs on
 ROOM_LEFT = (0, 2**14, 2**21)  # bytes, on a disk that is filled
 LIMIT = 150.0  # seconds after which a stage hangs; a damaged claim is waited for for 60
 FILE_LIMIT = 2**13  # bytes of a file where no tmpfs can be mounted
-# What a run may leave in another way than an undisturbed one: logs for people, hidden files, TensorBoard's events.
-INCOMPARABLE = re.compile(r"(^|/)(\.|events\.out|vis_data/)|\.log$|(^|/)\d{8}_\d{6}/")
+# What a run may leave in another way than an undisturbed one: logs for people, hidden files, TensorBoard's events,
+# mmengine's absolute path of the last checkpoint.
+INCOMPARABLE = re.compile(r"(^|/)(\.|events\.out|vis_data/|last_checkpoint$)|\.log$|(^|/)\d{8}_\d{6}/")
 RESUME_FILE = re.compile(r"(iter|epoch)_\d+\.pth$")
-TIMES = ("images_per_s", "seconds", "memory", "created", "git_commit", "git_dirty", "host", "started", "time", "data_time")
+TIMES = (
+    "images_per_s",
+    "seconds",
+    "memory",
+    "created",
+    "git_commit",
+    "git_dirty",
+    "host",
+    "started",
+    "time",
+    "data_time",
+)
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir")
 CONTEXT: Any = multiprocessing.get_context("fork")
 
@@ -124,19 +139,20 @@ class Ended(NamedTuple):
 
 
 class Undisturbed(NamedTuple):
-    """What a stage leaves undisturbed, how many operations on files that took, and seconds."""
+    """What a stage leaves undisturbed, what it touches, how many operations on files that took, and seconds."""
 
     products: dict[str, str]
+    touched: list[str]
     operations: int
     seconds: float
 
 
 def plan(seed: int, count: int, stages: Sequence[Stage]) -> list[Fault]:
-    """Return `count` faults: every stage meets every kind before one meets it again."""
+    """Return `count` faults: every stage meets every kind; then all but the slowest, the page, meet them again."""
     draw = random.Random(f"plan {seed}")  # noqa: S311  (no secret)
     pairs: list[tuple[Stage, str]] = []
     while len(pairs) < count:
-        fresh = [(stage, kind) for stage in stages for kind in FAULTS]
+        fresh = [(stage, kind) for stage in stages for kind in FAULTS if not (pairs and stage.name == "report")]
         draw.shuffle(fresh)
         pairs += fresh
     return [
@@ -173,9 +189,13 @@ class Disk:
         if not self.mounted:
             resource.prlimit(process, resource.RLIMIT_FSIZE, (FILE_LIMIT, resource.RLIM_INFINITY))
             return
-        left = os.statvfs(self.root)
+        kept, full = draw.choice(ROOM_LEFT), False
         with open(self.filler, "wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, max(left.f_bavail * left.f_frsize - draw.choice(ROOM_LEFT), 1))
+            while not full:  # the process may write meanwhile
+                left = os.statvfs(self.root)
+                with suppress(OSError):
+                    os.posix_fallocate(stream.fileno(), 0, max(left.f_bavail * left.f_frsize - kept, 1))
+                    full = True
 
     def mend(self) -> None:
         """Empty a disk that was filled and make every file readable again."""
@@ -226,8 +246,8 @@ def strike(kind: str, disk: Disk, process: int, draw: random.Random, path: Path 
     return True
 
 
-def newest(disk: Disk, snapshot: Path, draw: random.Random) -> tuple[Path | None, bool]:
-    """Return the newest file of a kind that can be damaged, and whether the stage wrote it."""
+def newest(disk: Disk, snapshot: Path, touched: Sequence[str], draw: random.Random) -> tuple[Path | None, bool]:
+    """Return the newest file of a kind that can be damaged, and whether the stage wrote it, or else reads it."""
     kinds = {
         "checkpoint": lambda name: name.endswith(".pth"),
         "cache": lambda name: "/features/" in name and not name.endswith(".lock"),
@@ -244,6 +264,7 @@ def newest(disk: Disk, snapshot: Path, draw: random.Random) -> tuple[Path | None
         found = []
         for fits in kinds.values():
             those = [f for f in files if fits(str(f.relative_to(disk.root))) and written(f) == mine]
+            those = [f for f in those if mine or str(f.relative_to(disk.root)) in touched]
             if those:
                 found.append(max(those, key=lambda f: (f.stat().st_mtime_ns, f)))
         if found:
@@ -346,6 +367,14 @@ def products(root: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
+    """Return a digest of the contents, times and hosts aside; of the bytes if they cannot be read."""
+    try:
+        return digest_of_content(path)
+    except Exception:  # a damaged file raises nearly anything
+        return f"damaged, {sha256_of_file(path)}"
+
+
+def digest_of_content(path: Path) -> str:
     """Return a digest of the contents, times and hosts aside."""
     if path.suffix == ".pth":
         import torch
@@ -361,7 +390,7 @@ def digest(path: Path) -> str:
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         return sha256_of_text(*(json.dumps(plain(json.loads(line)), sort_keys=True) for line in lines))
     if path.suffix == ".py":  # a config
-        return sha256_of_text(re.sub(r"(?m)^(resume|load_from|experiment_name) = .*$", "", path.read_text()))
+        return sha256_of_text(re.sub(r"(?m)^(resume|load_from|experiment_name) *=.*$", "", path.read_text()))
     return sha256_of_file(path)
 
 
@@ -399,18 +428,26 @@ def run_undisturbed(folder: Path, stages: Sequence[Stage]) -> None:
         before = folder / "before" / stage.name
         shutil.rmtree(before, ignore_errors=True)
         shutil.copytree(disk.root, before)
-        left = []
+        left, touched = [], folder / "touched"
+        touched.unlink(missing_ok=True)
         for _ in range(2 if stage in stages else 1):
             disk.start(before)
-            ended = Running(stage, disk, folder / "undisturbed.log").end()
+            note = partial(_note, touched, disk.root)
+            ended = Running(stage, disk, folder / "undisturbed.log", at=note).end()
             if ended.code != 0 or "Traceback" in ended.said:
                 raise UserError(f"{stage.name} fails undisturbed, code {ended.code}: {ended.last}")
             left.append(products(disk.root))
         if lines := differences(left[0], left[-1]):
             raise UserError(f"{stage.name} differs undisturbed: {'; '.join(lines)}")
-        found[stage.name] = Undisturbed(left[0], ended.operations, ended.seconds)
+        names = sorted({*touched.read_text().splitlines()})
+        found[stage.name] = Undisturbed(left[0], names, ended.operations, ended.seconds)
         print(f"undisturbed: {stage.name} {ended.seconds:.1f} s, {ended.operations} operations on files", flush=True)
     write_json(folder / "undisturbed.json", {name: values._asdict() for name, values in found.items()})
+
+
+def _note(file: Path, root: Path, number: int, path: Path) -> None:
+    with open(file, "a") as stream:
+        stream.write(f"{path.relative_to(root)}\n")
 
 
 def read_undisturbed(folder: Path) -> dict[str, Undisturbed]:
@@ -443,7 +480,7 @@ def run_fault(fault: Fault, disk: Disk, folder: Path, wanted: Undisturbed, logs:
     disk.mend()
     said, victim = str(fault), None
     if fault.kind in ("truncate", "flip"):
-        victim, mine = newest(disk, before, draw)
+        victim, mine = newest(disk, before, wanted.touched, draw)
         if victim is None:
             raise RuntimeError(f"{stage.name}: there is no file to damage")
         name = str(victim.relative_to(disk.root))
@@ -452,13 +489,14 @@ def run_fault(fault: Fault, disk: Disk, folder: Path, wanted: Undisturbed, logs:
         if not mine:  # an input: it must be named, or do no harm, and is then restored
             end = Running(stage, disk, logs / "damaged.log", resume=True).end()
             lost += misbehaved(fault, end)
-            if name not in end.said and end.code == 0 and differences(wanted.products, products(disk.root)):
+            changed = differences(wanted.products, products(disk.root) | {name: wanted.products.get(name, "")})
+            if name not in end.said and end.code == 0 and changed:
                 lost.append(f"a damaged {name} changes the products, and nothing says so")
             shutil.copy2(before / name, victim)
-        elif "/features/" in name:  # else nothing would read it
-            for record in (disk.root / "results").rglob("*.json"):
-                if not (before / record.relative_to(disk.root)).is_file():
-                    record.unlink()
+        elif "/features/" in name:  # what was made of it goes, or nothing would read it
+            for path in [*disk.root.glob("results/**/*"), *disk.root.glob("reports/**/*")]:
+                if path.is_file() and not (before / path.relative_to(disk.root)).is_file():
+                    path.unlink()
     lost += resume(stage, disk, victim, logs)
     if not lost:
         lost += differences(wanted.products, products(disk.root))
@@ -529,7 +567,10 @@ def work(number: int, folder: Path, faults: Sequence[Fault], wanted: dict[str, U
         except FileExistsError:
             continue
         started, logs = time.monotonic(), folder / "losses" / str(fault.index)
-        said, lost = run_fault(fault, disk, folder, wanted[fault.stage.name], logs)
+        try:
+            said, lost = run_fault(fault, disk, folder, wanted[fault.stage.name], logs)
+        except Exception as error:  # of ours; the other faults are worth their time
+            said, lost = str(fault), [f"the harness fails: {error!r}"]
         line = {"index": fault.index, "stage": fault.stage.name, "fault": fault.kind, "what": said, "lost": lost}
         line["seconds"] = round(time.monotonic() - started, 2)
         with open(results, "a") as stream:
@@ -570,9 +611,9 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from mmengine.config import config
+    from yapf.yapflib import yapf_api
 
-    config.FormatCode = lambda text, **_: (text, True)  # mmengine's dumps of configs are most of a tiny run's time
+    yapf_api.FormatCode = lambda text, **_: (text, True)  # with it, dumping configs is most of a tiny run's time
     for room in ("pretrain", "transfer", "detection", "segmentation", "analysis"):
         package = importlib.import_module(room)
         getattr(package, "register", lambda: None)()
