@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from common import cli
 from common.errors import UserError
-from common.files import sha256_of_file, sha256_of_text, write_json
+from common.files import only_here, sha256_of_file, sha256_of_text, write_json
 
 FAULTS = ("kill", "term", "full", "unreadable", "truncate", "flip", "twice")
 METHODS = ("--method", "simsiam simsiam_gsg")
@@ -218,6 +218,12 @@ def mount_tmpfs(folder: Path) -> bool:
     return all(subprocess.run(["mount", *c], check=False, capture_output=True).returncode == 0 for c in commands)
 
 
+def end_with_parent() -> None:
+    """Let the system kill this process when the one that started it ends: nothing of a stopped run goes on."""
+    die_with_parent = 1
+    ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+
+
 def obey_permissions() -> None:
     """Give up root's right to read and write every file."""
     if os.geteuid() == 0:
@@ -293,11 +299,14 @@ def _stage(
     stage: Stage, words: list[str], root: Path, output: Path, operations: Any, at: Callable[[int, Path], None]
 ) -> None:
     """Be the process of a stage, as `python -m` makes it; call `at` before each of its operations on files."""
+    end_with_parent()
     os.setsid()
     os.chdir(root)
     with open(output, "wb") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  (for as long as the process lives)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     obey_permissions()
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -418,13 +427,16 @@ def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def run_undisturbed(folder: Path, stages: Sequence[Stage]) -> None:
-    """Run all stages in turn, twice each; keep, in `folder`, what was there before each and what each leaves.
+    """Run the stages in turn, twice each, after pretraining.
+
+    In `folder` stays what was there before each, and what each leaves.
 
     Raises UserError if a stage fails, or if its two runs leave different things.
     """
     disk, found = Disk(folder), {}
     make_data(disk.root / "data")
-    for stage in (PREPARATION, *STAGES):
+    needed = [stage for stage in STAGES if stage in stages or stage.name == "pretrain"]
+    for stage in (*[PREPARATION] * any(stage.arguments[:2] == DENSE for stage in stages), *needed):
         before = folder / "before" / stage.name
         shutil.rmtree(before, ignore_errors=True)
         shutil.copytree(disk.root, before)
@@ -653,11 +665,16 @@ def prepare(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the faults that are not done yet, and print the counts. Raises UserError if something was lost."""
+    """Run the command line. Raises UserError if something was lost."""
     args = arguments(argv)
-    started = time.monotonic()
     stages = [stage for stage in STAGES if stage.name in args.stages]
-    faults = plan(args.seed, args.faults, stages)
+    with only_here(args.work):
+        run(args, plan(args.seed, args.faults, stages), stages)
+
+
+def run(args: argparse.Namespace, faults: list[Fault], stages: Sequence[Stage]) -> None:
+    """Run those of the faults that are not done yet, and print the counts. Raises UserError if something was lost."""
+    started = time.monotonic()
     if args.only is not None:
         faults = [fault for fault in faults if fault.index == args.only]
     folder = prepare(args)
@@ -689,6 +706,7 @@ def in_processes(count: int, action: Callable[[int], object]) -> None:
 
 
 def _quietly(action: Callable[[int], object], number: int) -> None:
+    end_with_parent()
     cli.run(lambda: action(number), interrupted="the same command goes on")
 
 
