@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,6 +147,7 @@ def run(
     """
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    threading.excepthook = _thread_failed
     try:
         main()
     except UserError as error:
@@ -162,10 +164,23 @@ def run(
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact")
+        _fail(f"{_unwritable(error)}; what was saved before is intact")
     if group := _group():
         group.destroy_process_group()  # its threads, if still there, may abort Python as it exits
     sys.exit(0)
+
+
+def _unwritable(error: OSError) -> str:
+    return f"cannot write {os.fsdecode(error.filename or 'a file')}: {error.strerror}"
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's traceback; of TensorBoard's writer, which a full disk ends, one line."""
+    error = failure.exc_value
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        print(f"warning: {_unwritable(error)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(failure)
 
 
 def _group() -> Any:
