@@ -156,6 +156,9 @@ bench: $(SETUP) ## speed and memory as ratios within one run, with targets: one 
 gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ONLY=tests|bench|<id>; DEVICE=cpu rehearses
 	@"$$PYTHON" -m tools.gpu_check --device "$${DEVICE:-cuda}" --only "$${ONLY:-all}" $(MORE)
 
+chaos: $(SETUP) ## every stage killed, its disk filled, its files damaged; resumed and compared; SEED=0 FAULTS=224
+	@$(PYTHON) -m tools.chaos --seed "$(SEED)" $(if $(FAULTS),--faults "$(FAULTS)") $(ARGS)
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .
 	@"$$PYTHON" -m ruff format --check .
@@ -171,4 +174,5 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	find . -name __pycache__ -not -path "./$$VENV/*" -prune -exec rm -rf {} +
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check test test-all clean
+	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
+	test test-all clean

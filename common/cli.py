@@ -4,6 +4,7 @@ import argparse
 import atexit
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -157,6 +158,7 @@ def run(
     """
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    threading.excepthook = _thread_failed
     try:
         main()
     except KeyboardInterrupt:
@@ -183,7 +185,7 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"cannot write {error.filename or 'a file'}: {error.strerror}; what was saved before is intact"
+        return f"{_unwritable(error)}; what was saved before is intact"
     return lost_worker(error)
 
 
@@ -192,6 +194,19 @@ def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _unwritable(error: OSError) -> str:
+    return f"cannot write {os.fsdecode(error.filename or 'a file')}: {error.strerror}"
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Print a thread's traceback; of TensorBoard's writer, which a full disk ends, one line."""
+    error = failure.exc_value
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        print(f"warning: {_unwritable(error)}", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(failure)
 
 
 def _group() -> Any:

@@ -102,7 +102,8 @@ class Progress(Hook):
     def before_train(self, runner: MMEngineRunner) -> None:
         self._images = images_per_step(runner)
         self._path = Path(runner.work_dir) / LOG
-        self._lengths = _lengths(runner)
+        # Of a resumed run, what was there at the last line: its validation may have come between the two.
+        self._lengths = json.loads(runner.message_hub.runtime_info.get(_LENGTHS, "{}"))
         if runner.rank == 0:
             self._begun = time.monotonic() - truncate_log(self._path, runner.iter, runner.epoch)
             name = Path(runner.work_dir).name
@@ -127,6 +128,7 @@ class Progress(Hook):
         before, self._lengths = self._lengths, _lengths(runner)
         news = {key for key, length in self._lengths.items() if length > before.get(key, 0)}
         scalars = {**_scalars(runner, "train/"), **{k: v for k, v in _scalars(runner, "val/").items() if k in news}}
+        runner.message_hub.update_info(_LENGTHS, json.dumps(self._lengths))
         self._write(runner, step=runner.iter, epoch=runner.epoch + 1, **scalars)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items() if key in _SHOWN)
         self._bar.write(f"epoch {runner.epoch + 1}/{runner.max_epochs}  {shown}", file=sys.stdout)
@@ -171,6 +173,7 @@ def _bar(name: str, total: int, initial: int = 0) -> tqdm:
     return tqdm(total=total, initial=initial, desc=name, unit="img", mininterval=interval, dynamic_ncols=True)
 
 
+_LENGTHS = "lengths_at_the_last_line"  # in the message hub, and so in resume files
 _SHOWN = ("loss", "lr", "std", "knn", "images_per_s")
 
 

@@ -116,6 +116,32 @@ def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_di
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        ("OSError(28, 'No space left on device', b'e')", ["warning: cannot write e: No space left on device"]),
+        ("OSError(5, 'Input/output error')", ["Exception in thread", "OSError: [Errno 5] Input/output error"]),
+    ],
+)
+def test_a_thread_that_cannot_write_is_one_line_and_another_fault_its_traceback(error, lines):
+    script = f"""
+    import threading
+    from common import cli
+    def main():
+        def write():
+            raise {error}
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    cli.run(main)
+    """
+    done = python(script)
+    said = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert (len(said) == 1) == (len(lines) == 1)
+    assert all(line.startswith(start) for line, start in zip((said[0], said[-1]), lines, strict=False))
+
+
 def test_an_error_in_a_worker_process_is_one_line(tmp_path, capfd):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.png").write_text("no image")

@@ -234,11 +234,15 @@ def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, mo
     linear.main(command)
     path = space / "results/demo/linear/simsiam/data-seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
+    log_file = space / "runs/demo/linear/simsiam/log.jsonl"
+    lines = [set(json.loads(line)) for line in log_file.read_text().splitlines()]
     path.unlink()
     monkeypatch.setattr("common.engine.steps.take_step", None)
     monkeypatch.setattr("pretrain.loop.take_step", None)
     linear.main(command)
     assert json.loads(path.read_text())["metrics"] == metrics
+    assert "top1" in lines[-1]  # of the validation after the first epoch
+    assert [set(json.loads(line)) for line in log_file.read_text().splitlines()] == lines
 
 
 def files_of(space):
