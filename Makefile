@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE
+	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -157,7 +157,7 @@ gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ON
 	@"$$PYTHON" -m tools.gpu_check --device "$${DEVICE:-cuda}" --only "$${ONLY:-all}" $(MORE)
 
 chaos: $(SETUP) ## every stage killed, its disk filled, its files damaged; resumed and compared; SEED=0 FAULTS=224
-	@$(PYTHON) -m tools.chaos --seed "$(SEED)" $(if $(FAULTS),--faults "$(FAULTS)") $(ARGS)
+	@"$$PYTHON" -m tools.chaos --seed "$$SEED" $(if $(FAULTS),--faults "$$FAULTS") $(MORE)
 
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .

@@ -323,6 +323,10 @@ def _stage(
     runpy.run_module(stage.module, run_name="__main__", alter_sys=True)
 
 
+def _nothing(number: int, path: Path) -> None:
+    """Let no fault happen."""
+
+
 class Running:
     """A process of a stage."""
 
@@ -333,7 +337,7 @@ class Running:
         output: Path,
         *,
         resume: bool = False,
-        at: Callable[[int, Path], None] = lambda number, path: None,
+        at: Callable[[int, Path], None] = _nothing,
     ) -> None:
         words = ["--profile", "demo", *stage.arguments, *(["--resume"] if resume and stage.resumes else [])]
         words += ["--cfg-options", *stage.options] if stage.options else []
@@ -518,7 +522,7 @@ def run_fault(fault: Fault, disk: Disk, folder: Path, wanted: Undisturbed, logs:
 def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: random.Random) -> list[Ended]:
     """Run the stage and let the fault happen to it. Return how its processes ended."""
     target = 1 + int(fault.share * wanted.operations)
-    struck = []
+    struck: list[int] = []
 
     def at(number: int, path: Path) -> None:
         if number >= target and not struck:
@@ -526,7 +530,7 @@ def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: ran
             if not strike(fault.kind, disk, os.getpid(), draw, path):
                 struck.clear()
 
-    run = Running(fault.stage, disk, logs / "disturbed.log", **({"at": at} if fault.by_file else {}))
+    run = Running(fault.stage, disk, logs / "disturbed.log", at=at if fault.by_file else _nothing)
     if fault.by_file or run.wait(fault.share * wanted.seconds):
         return [run.end()]
     if fault.kind == "twice":
