@@ -229,7 +229,10 @@ class EpochSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+        # Drawn for all images at once: a hash per image would take a GPU's host longer than it takes for a step.
+        seeds = torch.randint(2**63 - 1, (self.size,), generator=generator)
         mine = order[self.rank : len(self) * self.world_size : self.world_size]
         skip, self.skip = self.skip, 0
-        for index in mine[skip : self.stop].tolist():
-            yield Draw(index, mix(self.seed, self.epoch, index))
+        mine = mine[skip : self.stop]
+        for index, seed in zip(mine.tolist(), seeds[mine].tolist(), strict=True):
+            yield Draw(index, seed)
