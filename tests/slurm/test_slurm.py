@@ -100,11 +100,12 @@ def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(clus
     job = cluster.call(*batch, f"--wrap={shlex.join(map(str, command))}")
     wait_for(lambda: len(logged(folder)) > 5)
     cluster.call("scancel", "--signal=USR1", f"{job}.0")  # as the README says
-    wait_for(lambda: "JobState=FAILED" in cluster.call("scontrol", "show", "job", job))
+    wait_for(lambda: cluster.state(job) == "FAILED")
     assert re.search(r"^stopped by SIGUSR1 after step \d+, which is saved; ", output.read_text(), re.M)
     cluster.call("scontrol", "requeue", job)
+    wait_for(lambda: cluster.state(job) == "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else it waits for two minutes
-    wait_for(lambda: "JobState=COMPLETED" in cluster.call("scontrol", "show", "job", job))
+    wait_for(lambda: cluster.state(job) == "COMPLETED")
     assert ended(undisturbed)[0] == 0
     weights, lines = weights_and_log(alone, "simsiam")
     resumed, resumed_lines = weights_and_log(folder, "simsiam")
