@@ -72,22 +72,20 @@ def test_two_jobs_of_two_processes_share_a_node(cluster, data, tmp_path):
         assert (folder / "checkpoints/demo/simsiam.pth").is_file()
 
 
-def test_an_array_does_every_job_of_a_suite(cluster, tmp_path):
-    small.write(tmp_path / "data")
+@pytest.fixture(scope="module")
+def array(cluster, tmp_path_factory):
+    """Start an array of two transfer runs, which goes on beside the next test."""
+    folder = tmp_path_factory.mktemp("array")
+    small.write(folder / "data")
     meta = dict.fromkeys(META_KEYS, 0) | {"arch": "test_resnet"}
-    save_checkpoint(tmp_path / "tiny.pth", build_backbone("test_resnet").state_dict(), meta)
-    runs = tmp_path / "50%j runs"
-    variables = {"PROFILE": "imagenet", "CHECKPOINT": tmp_path / "tiny.pth", "NAME": "it's", "DATA": tmp_path / "data"}
-    words = shlex.join(["--results", str(tmp_path / "results"), "--runs", str(runs), "--workers", "0"])
-    code, said, errors = ended(
-        cluster.make("transfer", DATASET="dtd pets", ARGS=words, SRUN_ARGS="--comment='two words'", **variables)
-    )
-    assert code == 0, errors
-    assert re.search(r"^Submitted batch job \d+$", said, re.M)
-    assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")] == ["dtd", "pets"]
-    assert len(list((runs / "imagenet/transfer").glob("slurm-*_[01].log"))) == 2
+    save_checkpoint(folder / "tiny.pth", build_backbone("test_resnet").state_dict(), meta)
+    variables = {"PROFILE": "imagenet", "CHECKPOINT": folder / "tiny.pth", "NAME": "it's", "DATA": folder / "data"}
+    words = shlex.join(["--results", f"{folder}/results", "--runs", f"{folder}/50%j runs", "--workers", "0"])
+    arguments = "--comment='two words'"
+    return folder, cluster.make("transfer", DATASET="dtd pets", ARGS=words, SRUN_ARGS=arguments, **variables)
 
 
+@pytest.mark.usefixtures("array")
 def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(cluster, data, tmp_path):
     alone, folder = tmp_path / "alone", tmp_path / "job"
     options = {"train_cfg.max_epochs": 40}
@@ -111,6 +109,15 @@ def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(clus
     resumed, resumed_lines = weights_and_log(folder, "simsiam")
     assert all(torch.equal(value, resumed[key]) for key, value in weights.items())
     assert resumed_lines == lines
+
+
+def test_an_array_does_every_job_of_a_suite(array):
+    folder, process = array
+    code, said, errors = ended(process)
+    assert code == 0, errors
+    assert re.search(r"^Submitted batch job \d+$", said, re.M)
+    assert [record["dataset"] for record in read_records(folder / "results", "imagenet")] == ["dtd", "pets"]
+    assert len(list((folder / "50%j runs/imagenet/transfer").glob("slurm-*_[01].log"))) == 2
 
 
 def test_a_run_is_saved_before_its_time_limit(limited):
