@@ -1,4 +1,4 @@
-"""The harness of faults: a short run of it, what it takes for a loss, and what long runs take of memory and files."""
+"""The harness of faults: a short run of it, and what it takes for a loss."""
 
 import json
 import subprocess
