@@ -496,27 +496,39 @@ def run_fault(fault: Fault, disk: Disk, folder: Path, wanted: Undisturbed, logs:
     disk.mend()
     said, victim = str(fault), None
     if fault.kind in ("truncate", "flip"):
-        victim, mine = newest(disk, before, wanted.touched, draw)
-        if victim is None:
-            raise RuntimeError(f"{stage.name}: there is no file to damage")
-        name = str(victim.relative_to(disk.root))
-        said += f", then of {name}"
-        damage(victim, fault.kind, draw)
-        if not mine:  # an input: it must be named, or do no harm, and is then restored
-            end = Running(stage, disk, logs / "damaged.log", resume=True).end()
-            lost += misbehaved(fault, end)
-            changed = differences(wanted.products, products(disk.root) | {name: wanted.products.get(name, "")})
-            if name not in end.said and end.code == 0 and changed:
-                lost.append(f"a damaged {name} changes the products, and nothing says so")
-            shutil.copy2(before / name, victim)
-        elif "/features/" in name:  # what was made of it goes, or nothing would read it
-            for path in [*disk.root.glob("results/**/*"), *disk.root.glob("reports/**/*")]:
-                if path.is_file() and not (before / path.relative_to(disk.root)).is_file():
-                    path.unlink()
+        victim, more = damage_newest(fault, disk, before, wanted, logs, draw)
+        said += f", then of {victim.relative_to(disk.root)}"
+        lost += more
     lost += resume(stage, disk, victim, logs)
     if not lost:
         lost += differences(wanted.products, products(disk.root))
     return said, lost
+
+
+def damage_newest(
+    fault: Fault, disk: Disk, before: Path, wanted: Undisturbed, logs: Path, draw: random.Random
+) -> tuple[Path, list[str]]:
+    """Damage what a killed stage wrote last, or else an input. Return the file, and what is lost by an input's."""
+    victim, mine = newest(disk, before, wanted.touched, draw)
+    if victim is None:  # it was killed too early
+        Running(fault.stage, disk, logs / "whole.log", resume=True).end()
+        victim, mine = newest(disk, before, wanted.touched, draw)
+    if victim is None:
+        raise RuntimeError(f"{fault.stage.name} leaves no file to damage")
+    name, lost = str(victim.relative_to(disk.root)), []
+    damage(victim, fault.kind, draw)
+    if not mine:  # it must be named, or do no harm, and is then restored
+        end = Running(fault.stage, disk, logs / "damaged.log", resume=True).end()
+        lost = misbehaved(fault, end)
+        changed = [line for line in differences(wanted.products, products(disk.root)) if not line.startswith(name)]
+        if name not in end.said and end.code == 0 and changed:
+            lost.append(f"a damaged {name} changes the products, and nothing says so")
+        shutil.copy2(before / name, victim)
+    elif "/features/" in name:  # what was made of it goes, or nothing would read it
+        for path in [*disk.root.glob("results/**/*"), *disk.root.glob("reports/**/*")]:
+            if path.is_file() and not (before / path.relative_to(disk.root)).is_file():
+                path.unlink()
+    return victim, lost
 
 
 def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: random.Random) -> list[Ended]:
@@ -525,12 +537,12 @@ def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: ran
     struck: list[int] = []
 
     def at(number: int, path: Path) -> None:
-        if number >= target and not struck:
+        if fault.by_file and number >= target and not struck:
             struck.append(number)  # first, for the fault has operations of its own
             if not strike(fault.kind, disk, os.getpid(), draw, path):
                 struck.clear()
 
-    run = Running(fault.stage, disk, logs / "disturbed.log", at=at if fault.by_file else _nothing)
+    run = Running(fault.stage, disk, logs / "disturbed.log", at=at)
     if fault.by_file or run.wait(fault.share * wanted.seconds):
         return [run.end()]
     if fault.kind == "twice":
