@@ -665,7 +665,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=cli.whole("--only", 0), help="let this one happen alone, by its number")
     parser.add_argument("--stages", nargs="+", default=names, choices=names, help="the stages to disturb")
     parser.add_argument("--jobs", type=cli.whole("--jobs", 1), default=os.cpu_count() or 1, help="faults at a time")
-    parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="where records of progress and logs go")
+    parser.add_argument(
+        "--work", type=cli.path, default=Path("runs/chaos"), help="where records of progress and logs go"
+    )
     return parser.parse_args(argv)
 
 
