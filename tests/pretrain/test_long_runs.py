@@ -31,6 +31,7 @@ A_LINE = 300  # bytes in log.jsonl, of a step or an epoch; TensorBoard's events 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_and_open_files_are_flat_over_2000_steps_and_logs_are_bounded(space):
     steps, early, late = 2100, 200, 2000
     options = (
@@ -61,6 +62,7 @@ def test_memory_and_open_files_are_flat_over_2000_steps_and_logs_are_bounded(spa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_and_open_files_are_flat_over_50_evaluations(space):
     run_train(options=("train_cfg.max_epochs=1",))
     script = """
