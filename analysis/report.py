@@ -70,19 +70,18 @@ def main(argv: list[str] | None = None) -> None:
 def build(scope: Scope) -> tuple[Path, list[str]]:
     """Make the figures, the tables and the page as far as their inputs changed.
 
-    Returns the page and one line for each file that is not a valid record.
+    Returns the page and one line for each file that is not a valid record or log.
     """
     made = [_made(part, scope) for part in PARTS]
     page = scope.folder / "index.html"
     here = Path(__file__).parent
     files = [file for files, _ in made for file in files]
-    record_files = sorted((scope.results / scope.profile).rglob("*.json"))
     sources = [*sorted(here.glob("*.py")), *(here / source for source in SOURCES)]
     notes = [note for _, note in made]
-    inputs = [digest_of_files([*sources, *files, *record_files]), *notes, str(scope.results)]
     records, problems = read_records(scope.results, scope.profile)
+    inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
-    return page, problems
+    return page, problems + curves.read_curves(scope).problems
 
 
 def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _write(page: Path, scope: Scope, made: list[tuple[list[Path], str]], records
         numbers_of=lambda cell: [places[source] for source in cell.sources],
         class_colours=CLASS_COLOURS,
     )
-    atomic_write(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(page, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _made(part: Part, scope: Scope) -> tuple[list[Path], str]:
@@ -150,7 +149,7 @@ def _figure(part: Part, files: list[Path], note: str, scope: Scope) -> Figure:
 
 def _curves(scope: Scope) -> list[Path]:
     png = curves.build(scope)
-    return [png, *curves.page_files(curves.read_curves(scope)[0], png.with_suffix(""))]
+    return [png, *curves.page_files(curves.read_curves(scope).epochs, png.with_suffix(""))]
 
 
 def _geometry(scope: Scope) -> list[Path]:
@@ -184,7 +183,7 @@ def _segmentation(scope: Scope) -> list[Path]:
 
 
 def _show_curves(files: list[Path], scope: Scope) -> dict[str, Any]:
-    lines_of, _ = curves.read_curves(scope)
+    lines_of = curves.read_curves(scope).epochs
     panels = curves.page_files(lines_of, files[0].with_suffix(""))
     charts = []
     for axis, title in curves.AXES.items():
