@@ -35,7 +35,7 @@ def build(scope: Scope) -> Path:
     subjects = _subjects(scope)
     from analysis import features, spread
 
-    images, transform = features.open_images(scope)
+    images, transform = features.open_images(scope, least=2)  # uniformity is of pairs
     views = spread.pretraining_views(scope.images, scope.size or 224)
     stem = scope.stem("geometry")
     numbers_file = stem.with_suffix(".json")
