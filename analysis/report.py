@@ -12,7 +12,7 @@ from typing import Any
 from analysis import curves, detection, figures, geometry, protocol, render, segmentation, sweeps, table, tables, tsne
 from analysis.figures import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
-from analysis.products import digest_of_files, make_once, not_comparable
+from analysis.products import digest_of_files, is_unchanged, make_once, not_comparable
 from analysis.records import in_order, report_problems
 from analysis.scope import Scope, resolve
 from common import cli
@@ -165,6 +165,11 @@ def _tsne(scope: Scope) -> list[Path]:
         if not shown:
             raise
         print(f"left out: {error}", flush=True)
+    for file in [file for file in shown if not is_unchanged(scope.folder, file.stem)]:
+        print(f"left out: {file}: its files are not as `make tsne` left them; make them again", flush=True)
+        shown.remove(file)
+    if not shown:
+        raise UserError("every t-SNE figure was changed or comes from earlier code; make them again with `make tsne`")
     return [file.with_suffix(ending) for file in shown for ending in (".png", ".json", ".webp")]
 
 
@@ -173,7 +178,7 @@ def _heavy(build: Callable[[Scope], Path], name: str, scope: Scope) -> Path:
     if scope.profile != "imagenet":
         return build(scope)
     png = scope.folder / f"{name}.png"
-    if not png.is_file():
+    if not is_unchanged(scope.folder, name):
         raise UserError(f"{name} reads images through every checkpoint; make it with `make {name} PROFILE=imagenet`")
     return png
 

@@ -172,6 +172,26 @@ def test_spoilt_digests_only_cost_time(full):
         assert "page" in json.loads((page.parent / ".inputs.json").read_text())
 
 
+@pytest.mark.parametrize("content", [b"", b"edited", None])
+def test_products_that_changed_are_made_again_or_left_out(full, capsys, content):
+    folder = build(full).parent
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+    for name in ("curves.png", "curves-loss-epoch.svg", "segmentation.pdf", "index.html", "tsne-flowers-mine.png"):
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+    capsys.readouterr()
+    text = build(full).read_text()
+    out = capsys.readouterr().out
+    for name in ("curves.png", "segmentation.png", "index.html"):
+        assert f"written: {folder / name}" in out
+    assert f"up to date: {folder / 'detection-voc.png'}" in out
+    assert (folder / "curves-loss-epoch.svg").read_bytes() == whole["curves-loss-epoch.svg"]
+    if content is not None:
+        assert f"left out: {folder / 'tsne-flowers-mine.png'}: its files are not as `make tsne` left them" in out
+    assert 'class="tsne"' not in text
+
+
 def test_an_up_to_date_page_loads_no_heavy_library(full):
     build(full)
     code = f"""
