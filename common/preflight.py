@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import alone, sha256_of_text, write_json
-from common.images import readable
+from common.images import SIDEWAYS, open_image, readable, turn_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,17 +62,21 @@ def _kept(done: Path) -> list | None:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from an image's header. Raises UserError for a file that is missing or not an image."""
-    with readable(path, remedy="restore it"), Image.open(path) as image:
+    with readable(path, remedy="restore it"), open_image(path) as image:
         return image.size
 
 
-def decoded_size(path: Path) -> tuple[int, int]:
-    """Decode an image to its end and return (width, height). Raises UserError naming one that does not decode."""
-    with readable(path, remedy="restore it"), Image.open(path) as image:
+def decoded_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
+    """Decode an image to its end and return (width, height), with `upright` after the rotation that EXIF asks for.
+
+    Raises UserError naming an image that does not decode.
+    """
+    with readable(path, remedy="restore it"), open_image(path) as image:
         size = image.size
         image.draft("L", (1, 1))  # a JPEG at an eighth of its size: reads all bytes, makes few pixels
         image.load()
-    return size
+        turned = upright and turn_of(image) in SIDEWAYS
+    return size[::-1] if turned else size
 
 
 def read_list(path: Path) -> list[str]:

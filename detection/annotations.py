@@ -18,7 +18,7 @@ from common.preflight import check_once, decoded_size, read_json, read_list
 # The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
 # leaves the boxes out, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
-CHECK = "images decoded"  # part of the cache's key; to be changed when the check asks for more
+CHECK = "images decoded, upright"  # part of the cache's key; to be changed when the check asks for more
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
@@ -212,7 +212,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_size(image: Path, said: tuple[int, int], path: Path) -> tuple[int, int]:
-    size = decoded_size(image)
+    size = decoded_size(image, upright=True)
     if size != said:
-        raise UserError(f"annotation {path}: image {image} is {size} pixels, not {said}; restore the data set")
+        turned = ", turned as its EXIF orientation says," if decoded_size(image) != size else ""
+        raise UserError(f"annotation {path}: image {image}{turned} is {size} pixels, not {said}; restore the data set")
     return size
