@@ -104,10 +104,7 @@ class ImageFiles:
 
     @cached_property
     def _stats(self) -> list[os.stat_result]:
-        try:
-            return [(self.root / path).stat() for path in self.paths]
-        except FileNotFoundError as error:
-            raise UserError(f"image {error.filename} is missing; restore the data set") from None
+        return [_stat(self.root / path) for path in self.paths]
 
     def image(self, index: int, reduction: Reduction | None = None) -> Image.Image:
         """Return image `index` in RGB. Raises UserError naming a missing or corrupt file.
@@ -233,11 +230,17 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     if not paths:
         raise UserError(f"data set folder {root} holds no class folders with images; {hint}")
     for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"the name of {os.fsencode(root / path)!r} is not UTF-8; rename it") from None
+        check_utf8(root, path)
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def check_utf8(*parts: str | Path) -> None:
+    """Raise UserError, in printable words, unless a path's name is UTF-8: records and caches could not hold it."""
+    path = Path(*parts)
+    try:
+        str(parts[-1]).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename it") from None
 
 
 def image_split(root: Path, split: str, name: str) -> ImageFiles:
@@ -295,6 +298,15 @@ def _files(folder: str, above: tuple[os.stat_result, ...] = ()) -> Iterator[str]
             yield from _files(entry.path, (*above, here))
         else:
             yield entry.path
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; restore the data set") from None
+    except (OSError, ValueError) as error:  # a list may name what cannot be a file
+        raise UserError(f"image {str(path)[:500]!a} cannot be read ({error.args[-1]}); restore the data set") from None
 
 
 def _is_image(path: str) -> bool:

@@ -13,6 +13,7 @@ from mmengine.config import ConfigDict
 from typing_extensions import override
 
 from common.errors import UserError
+from common.files import read_bytes
 from common.preflight import check_once, decoded_size, read_json, read_list
 
 # The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
@@ -41,13 +42,12 @@ class VOCAnnotation:
 
 def read_voc(path: Path, classes: Sequence[str]) -> VOCAnnotation:
     """Return what a VOC XML file says. Raises UserError naming a file that is broken or has another class."""
+    content = read_bytes(path, "annotation", "restore the data set")
     try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314  (the published files, or the user's own)
+        root = ElementTree.fromstring(content)  # noqa: S314  (the published files, or the user's own)
         objects = [_thing(element) for element in root.iterfind("object")]
         annotation = VOCAnnotation(int(_text(root, "size/width")), int(_text(root, "size/height")), objects)
-    except FileNotFoundError:
-        raise UserError(f"annotation {path} is missing; restore the data set") from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # the latter for an unknown encoding
         raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
     except ValueError as error:
         raise UserError(f"annotation {path} is not in VOC's format ({error}); restore it") from None
@@ -175,13 +175,14 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
 
 def _check_coco_image(folder: Path, path: Path, image: dict[str, Any], things: list[dict[str, Any]]) -> None:
     try:
+        image["file_name"].encode()  # raises ValueError for half a surrogate pair
         size = _check_size(folder / image["file_name"], (image["width"], image["height"]), path)
         for thing in things:
             x, y, w, h = thing["bbox"]
             if not (image["id"] in PUBLISHED_EMPTY and h == 0):
                 where = f"annotation {path}: object {thing['id']} of {image['file_name']}"
                 check_box(where, (x, y, x + w, y + h), size)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_coco(path, error) from None
 
 

@@ -123,6 +123,7 @@ def test_the_check_and_the_reader_read_a_list_of_voc_alike(official: Path, kind:
         (b"000001\x00\n", "which cannot be an image's name"),
         ("000001\n".encode("utf-16-le"), "which cannot be an image's name"),
         (b"000001 1\n", "000001 1.jpg is listed but missing"),
+        (b"x" * 999, "which cannot be an image's name"),
         (b"caf\xe9\n", "is not text in UTF-8"),
         (b"\xff\xfe0", "is not text in UTF-8"),
         (b" \n\n", "lists no image"),
@@ -223,6 +224,7 @@ def change(official: Path, kind: str, **fields) -> Path:
         ("categories", {"id": 1}, "id 1 occurs twice among its categories"),
         ("categories", {"name": "person"}, "name 'person' occurs twice among its categories"),
         ("images", {"file_name": 2}, "not in COCO's format"),
+        ("images", {"file_name": "\ud800.jpg"}, "not in COCO's format"),
     ],
 )
 def test_a_fault_of_coco_is_named(official: Path, kind: str, fields: dict, says: str) -> None:
