@@ -306,7 +306,7 @@ def _stat(path: Path) -> os.stat_result:
     except FileNotFoundError:
         raise UserError(f"image {path} is missing; restore the data set") from None
     except (OSError, ValueError) as error:  # a list may name what cannot be a file
-        raise UserError(f"image {str(path)[:500]!a} cannot be read ({error.args[-1]}); restore the data set") from None
+        raise UserError(f"image {str(path)!a} cannot be read ({error.args[-1]}); restore the data set") from None
 
 
 def _is_image(path: str) -> bool:

@@ -57,7 +57,7 @@ def _kept(done: Path) -> list | None:
     """Return the outcome of an earlier check, or None if there is none or its file is damaged or in an older format."""
     try:
         return json.loads(done.read_text(encoding="utf-8"))["found"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -96,9 +96,7 @@ def read_list(path: Path) -> list[str]:
         raise UserError(f"{path} lists no image; restore the data set")
     for name, count in Counter(names).items():
         if not name.isprintable() or "/" in name or len(name) > LONGEST:
-            raise UserError(
-                f"list {path} names {name[:LONGEST]!r}, which cannot be an image's name; restore the data set"
-            )
+            raise UserError(f"list {path} names {name!r}, which cannot be an image's name; restore the data set")
         if count > 1:
             raise UserError(f"list {path} names {name} {count} times; leave one")
     return names

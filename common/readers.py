@@ -3,8 +3,11 @@
 Each takes the data root and a split, and raises UserError naming what is missing or damaged (PROTOCOLS 4.1, 4.2).
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +187,8 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
     for path in (root / need for need in needs):
         if not path.exists():
             raise UserError(f"data set {name}: {path} is missing; {how}")
+        if path.suffix == ".mat" and not _is_readable(path, path.stat().st_mtime_ns):
+            raise UserError(f"data set {name}: {path} is damaged; {how}")
     try:
         source = read()
         files, labels = _files_and_labels(source)
@@ -202,6 +207,13 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
         twice = next(word for word in classes if classes.count(word) > 1)
         raise UserError(f"data set {name}: the class {twice} has several labels in the lists of {root}; {how}")
     return ImageFiles(f"{name}-{split}", root, paths, labels.astype(np.int64), classes)
+
+
+@cache
+def _is_readable(path: Path, changed: int) -> bool:
+    """Return whether scipy reads a .mat file, in a process of its own: one that is damaged can end the process."""
+    script = "import sys, scipy.io; scipy.io.loadmat(sys.argv[1], squeeze_me=True)"
+    return subprocess.run([sys.executable, "-c", script, path], capture_output=True, check=False).returncode == 0
 
 
 def _files_and_labels(source: Any) -> tuple[Sequence[Any], Sequence[int]]:
