@@ -132,7 +132,9 @@ def _build(scope: Scope, dataset: str, predictions: list[Predictions]) -> Path:
         rows = []
         for k, photo in enumerate(photos):
             columns = [first.images[k].truth, *(one.images[k].best for one in predictions)]
-            rows.append((read_image(photo), [[box.mark(first.classes) for box in boxes] for boxes in columns]))
+            rows.append(
+                (read_image(photo, upright=True), [[box.mark(first.classes) for box in boxes] for boxes in columns])
+            )
         note = f"{DATASETS.get(dataset, dataset)}: as many detections as objects, those of the highest scores"
         if any(box.ignored for image in first.images[:ROWS] for box in image.truth):
             note += "\nDashed objects are not counted"

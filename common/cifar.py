@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import sha256_of_text
+from common.files import read_bytes, sha256_of_text
 from common.sources import make_data
 
 PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue planes, each row by row
@@ -111,13 +111,13 @@ def _read_python(layout: _Layout, data: Path, split: str) -> ArrayImages:
     if not folder.is_dir():
         raise UserError(f"data set folder {folder} is missing; {remedy}")
     meta = folder / layout.meta
-    classes = _unpickle(meta, _content(meta, remedy), remedy).get(layout.classes)
+    classes = _unpickle(meta, read_bytes(meta, "data set file", remedy), remedy).get(layout.classes)
     if not isinstance(classes, list) or not classes or not all(isinstance(word, str) for word in classes):
         raise UserError(f"data set file {meta} holds no list '{layout.classes}' of class names; {remedy}")
     pixels, labels = [], []
     for name, size in (layout.train if split == "train" else layout.test).items():
         path = folder / name
-        content = _content(path, remedy)
+        content = read_bytes(path, "data set file", remedy)
         if len(content) == size:
             _check_md5(layout, path, content, remedy)
         batch = _unpickle(path, content, remedy)
@@ -134,13 +134,13 @@ def _read_binary(data: Path, split: str) -> ArrayImages:
     folder = data / CIFAR10_BINARY
     remedy = make_data("cifar10", data, folder)
     meta = folder / "batches.meta.txt"
-    classes = _content(meta, remedy).decode("utf-8", "replace").split()
+    classes = read_bytes(meta, "data set file", remedy).decode("utf-8", "replace").split()
     if not classes:
         raise UserError(f"data set file {meta} holds no class names; {remedy}")
     pixels, labels = [], []
     for name in _CIFAR10.train if split == "train" else _CIFAR10.test:
         path = folder / f"{name}.bin"
-        content = np.frombuffer(_content(path, remedy), np.uint8)
+        content = np.frombuffer(read_bytes(path, "data set file", remedy), np.uint8)
         if len(content) == 0 or len(content) % (1 + PIXELS):
             raise UserError(
                 f"data set file {path} of {len(content)} bytes does not hold whole records of {1 + PIXELS}; {remedy}"
@@ -164,13 +164,6 @@ def _labels(values: Any, count: int, classes: int, path: Path, remedy: str) -> n
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"data set file {path} must have one label of 0 ... {classes - 1} per image; {remedy}")
     return labels.astype(np.int64)
-
-
-def _content(path: Path, remedy: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"data set file {path} is missing; {remedy}") from None
 
 
 def _check_md5(layout: _Layout, path: Path, content: bytes, remedy: str) -> None:

@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words. They become paths, records and logs, so each must be UTF-8."""
+        for word in sys.argv[1:] if args is None else args:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):
+                raise UserError(f"argument {word!a} is not UTF-8; rename what it names")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise the message as a UserError."""
         raise UserError(f"{message} (see `python -m {self.prog} --help`)")

@@ -12,9 +12,19 @@ UNWRITABLE = (
     errno.EROFS,
 )  # not the code's fault
 
+LONGEST = 4000  # characters of a user's line
+
 
 class UserError(Exception):
-    """A mistake that the user can correct: one line that names the thing and the remedy."""
+    """A mistake that the user can correct: one line that names the thing and the remedy.
+
+    What it quotes from a file may be of any length and in no encoding: the middle of a long line is left out, and half
+    a surrogate pair, which cannot be printed, is escaped.
+    """
+
+    def __init__(self, line: str) -> None:
+        line = line.encode(errors="backslashreplace").decode()
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 class Stopped(Exception):  # noqa: N818  (it is not an error)

@@ -182,6 +182,16 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_bytes(path: Path, what: str, remedy: str) -> bytes:
+    """Return the file's bytes. Raises UserError naming a file, with `what` it is, that is missing or unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read ({error.strerror}); {remedy}") from None
+
+
 def is_whole_zip(path: str | os.PathLike[str]) -> bool:
     """Return whether the file is a zip, as torch.save writes it, whose entries all fit their checksums."""
     try:

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COMPRESSION,
+    COMPRESSION_INFO,
+    PHOTOMETRIC_INTERPRETATION,
+    ImageFileDirectory_v2,
+    TiffImageFile,
+)
 
 from common.errors import UserError, rank
 from common.files import sha256_of_text
@@ -28,6 +35,19 @@ EXTENSIONS = (
 
 # Folders that systems add to the user's; hidden ones, such as .ipynb_checkpoints, begin with a dot.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
+
+# What turns an image upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+SIDEWAYS = tuple(TURNS[k] for k in (5, 6, 7, 8))  # which exchange width and height
 
 # From an image's (width, height) to the factor by which its reader may reduce it.
 Reduction = Callable[[tuple[int, int]], float]
@@ -84,10 +104,7 @@ class ImageFiles:
 
     @cached_property
     def _stats(self) -> list[os.stat_result]:
-        try:
-            return [(self.root / path).stat() for path in self.paths]
-        except FileNotFoundError as error:
-            raise UserError(f"image {error.filename} is missing; restore the data set") from None
+        return [_stat(self.root / path) for path in self.paths]
 
     def image(self, index: int, reduction: Reduction | None = None) -> Image.Image:
         """Return image `index` in RGB. Raises UserError naming a missing or corrupt file.
@@ -97,22 +114,39 @@ class ImageFiles:
         return read_image(self.root / self.paths[index], reduction)
 
 
-def read_image(path: Path, reduction: Reduction | None = None) -> Image.Image:
+def read_image(path: Path, reduction: Reduction | None = None, *, upright: bool = False) -> Image.Image:
     """Return the image in RGB, also where it is stored as grayscale, palette, CMYK or transparent.
 
-    Pixels are as stored: an EXIF tag that asks for a rotation is ignored, as torchvision's loader ignores it. 16 bits
-    are scaled to 8. `reduction` is called with the stored size; where the factor that it returns allows it, a JPEG is
-    decoded at 1/2, 1/4 or 1/8 of its scale. Raises UserError naming a file that is missing, corrupt or too large, or
-    that holds numbers of 32 bits, which have no range of levels.
+    An EXIF tag that asks for a rotation is obeyed with `upright`, as in detectron2, and otherwise ignored, as by
+    torchvision's loader. 16 bits are scaled to 8. `reduction` is called with the stored size; where the factor that it
+    returns allows it, a JPEG is decoded at 1/2, 1/4 or 1/8 of its scale. Raises UserError naming a file that is
+    missing, corrupt or too large, or that holds numbers of 32 bits, which have no range of levels.
     """
     with readable(path, remedy="restore or remove it"):
-        image = Image.open(path)
+        image = open_image(path)
     with image:
         factor = 1 if reduction is None else max(1, int(reduction(image.size)))
         with readable(path, remedy="restore or remove it"):
             if factor > 1:
                 image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-            return _as_rgb(image, path)
+            rgb = _as_rgb(image, path)
+            turn = turn_of(image) if upright else None
+            return rgb if turn is None else rgb.transpose(turn)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image with Pillow, whose errors `readable` turns into a user's."""
+    image = Image.open(path)
+    image.filename = ""  # else Pillow 13.0 maps an uncompressed TIFF into memory, and scrambles one that is rotated
+    return image
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return what turns a loaded image upright; a damaged EXIF block asks for nothing, as in detectron2."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return None
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -147,7 +181,7 @@ def read_class_map(
     Raises UserError naming a map that is missing or broken, that is a JPEG by its contents, whose shape is not its
     image's `size` (height, width), or that has a label above `highest`.
     """
-    with readable(path, "class map", remedy=remedy, missing=remedy), Image.open(path) as image:
+    with readable(path, "class map", remedy=remedy, missing=remedy), open_image(path) as image:
         kind, mode, labels = image.format, image.mode, np.asarray(image)
     if kind == "JPEG":
         raise UserError(f"class map {path} is a JPEG, whose compression changes labels; {remedy}")
@@ -196,11 +230,17 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     if not paths:
         raise UserError(f"data set folder {root} holds no class folders with images; {hint}")
     for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"the name of {os.fsencode(root / path)!r} is not UTF-8; rename it") from None
+        check_utf8(root, path)
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def check_utf8(*parts: str | Path) -> None:
+    """Raise UserError, in printable words, unless a path's name is UTF-8: records and caches could not hold it."""
+    path = Path(*parts)
+    try:
+        str(parts[-1]).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename it") from None
 
 
 def image_split(root: Path, split: str, name: str) -> ImageFiles:
@@ -260,6 +300,15 @@ def _files(folder: str, above: tuple[os.stat_result, ...] = ()) -> Iterator[str]
             yield entry.path
 
 
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; restore the data set") from None
+    except (OSError, ValueError) as error:  # a list may name what cannot be a file
+        raise UserError(f"image {str(path)!a} cannot be read ({error.args[-1]}); restore the data set") from None
+
+
 def _is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
@@ -293,5 +342,27 @@ def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "re
         reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
-        kind = ", or of a kind that Pillow does not read" if isinstance(error, UnidentifiedImageError) else ""
+        compression = _tiff_compression(path)
+        if isinstance(compression, int):
+            raise UserError(
+                f"{what} {path} is a TIFF of compression {compression}, which Pillow does not read; "
+                f"convert it, or {remedy}"
+            ) from None
+        if compression:
+            reason = f"TIFF compression {compression}: {reason}"
+        unknown = compression or isinstance(error, UnidentifiedImageError)
+        kind = ", or of a kind that Pillow does not read" if unknown else ""
         raise UserError(f"{what} {path} is truncated or corrupt{kind} ({reason}); {remedy}") from None
+
+
+def _tiff_compression(path: Path) -> str | int | None:
+    """Return Pillow's name of a TIFF's compression, or its number where Pillow has none; None for other files."""
+    try:
+        with open(path, "rb") as stream:
+            tags = ImageFileDirectory_v2(stream.read(8))
+            stream.seek(tags.next)
+            tags.load(stream)
+        number = tags.get(COMPRESSION, 1)
+        return COMPRESSION_INFO.get(number, number)
+    except Exception:  # a damaged table of tags may raise anything
+        return None

@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import alone, sha256_of_text, write_json
-from common.images import readable
+from common.files import alone, read_bytes, sha256_of_text, write_json
+from common.images import SIDEWAYS, check_utf8, open_image, readable, turn_of
 
 T = TypeVar("T")
 R = TypeVar("R")
+LONGEST = 200  # characters of an image's name; file systems allow 255 bytes
 THREADS = 8  # which mostly wait for files
 
 
@@ -57,23 +57,27 @@ def _kept(done: Path) -> list | None:
     """Return the outcome of an earlier check, or None if there is none or its file is damaged or in an older format."""
     try:
         return json.loads(done.read_text(encoding="utf-8"))["found"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from an image's header. Raises UserError for a file that is missing or not an image."""
-    with readable(path, remedy="restore it"), Image.open(path) as image:
+    with readable(path, remedy="restore it"), open_image(path) as image:
         return image.size
 
 
-def decoded_size(path: Path) -> tuple[int, int]:
-    """Decode an image to its end and return (width, height). Raises UserError naming one that does not decode."""
-    with readable(path, remedy="restore it"), Image.open(path) as image:
+def decoded_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
+    """Decode an image to its end and return (width, height), with `upright` after the rotation that EXIF asks for.
+
+    Raises UserError naming an image that does not decode.
+    """
+    with readable(path, remedy="restore it"), open_image(path) as image:
         size = image.size
         image.draft("L", (1, 1))  # a JPEG at an eighth of its size: reads all bytes, makes few pixels
         image.load()
-    return size
+        turned = upright and turn_of(image) in SIDEWAYS
+    return size[::-1] if turned else size
 
 
 def read_list(path: Path) -> list[str]:
@@ -82,18 +86,16 @@ def read_list(path: Path) -> list[str]:
     The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming a list that is
     missing, empty or not such text, or that has a name twice or one that cannot be a file's.
     """
+    content = read_bytes(path, "list", "restore the data set")
     try:
-        content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"list {path} is missing; restore the data set") from None
     except UnicodeDecodeError as error:
         raise UserError(f"list {path} is not text in UTF-8 ({error.reason}); restore the data set") from None
     names = [name for line in text.splitlines() if (name := line.strip())]
     if not names:
         raise UserError(f"{path} lists no image; restore the data set")
     for name, count in Counter(names).items():
-        if not name.isprintable() or "/" in name:
+        if not name.isprintable() or "/" in name or len(name) > LONGEST:
             raise UserError(f"list {path} names {name!r}, which cannot be an image's name; restore the data set")
         if count > 1:
             raise UserError(f"list {path} names {name} {count} times; leave one")
@@ -102,11 +104,10 @@ def read_list(path: Path) -> list[str]:
 
 def read_json(path: Path) -> dict:
     """Return the JSON object in a file. Raises UserError naming a file that is missing or holds no object."""
+    text = read_bytes(path, "annotation", "restore the data set")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"annotation {path} is missing; restore the data set") from None
-    except ValueError as error:
+        content = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
     if not isinstance(content, dict):
         raise UserError(f"annotation {path} holds no JSON object; restore it")
@@ -116,6 +117,8 @@ def read_json(path: Path) -> dict:
 def _state(file: Path) -> str:
     try:
         status = file.stat()
-    except FileNotFoundError:
-        raise UserError(f"{file} is listed but missing; restore the data set") from None
+    except OSError as error:
+        fault = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror})"
+        raise UserError(f"{file} is listed but {fault}; restore the data set") from None
+    check_utf8(file)
     return f"{file}:{status.st_size}:{status.st_mtime_ns}"

@@ -3,8 +3,11 @@
 Each takes the data root and a split, and raises UserError naming what is missing or damaged (PROTOCOLS 4.1, 4.2).
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torchvision import datasets as tv
 
 from common.embedded import CLASSES, ensure_embedded
 from common.errors import UserError
+from common.files import read_bytes
 from common.images import ImageFiles, image_folder
 from common.sources import SOURCES, remedy
 
@@ -99,7 +103,7 @@ def flowers(data: Path, split: str) -> ImageFiles:
         def _check_integrity(self) -> bool:
             return True
 
-    needs = ["jpg", "imagelabels.mat", "setid.mat"]
+    needs = ["jpg", "setid.mat", "imagelabels.mat"]
     return _official("flowers", data, split, needs, lambda: Flowers(data, split))
 
 
@@ -126,6 +130,9 @@ def sun397(data: Path, split: str) -> ImageFiles:
     root = data / "SUN397"
     names = _lines(root / "ClassName.txt", remedy("sun397", data))  # /a/abbey
     label_of = {name: label for label, name in enumerate(names)}
+    if len(label_of) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"data set file {root / 'ClassName.txt'} has {twice} twice; {remedy('sun397', data)}")
     file = root / {"train": "Training_01.txt", "test": "Testing_01.txt"}[split]
     paths = _lines(file, "unpack the official Partitions.zip there")
     odd = next((path for path in paths if path.rpartition("/")[0] not in label_of), None)
@@ -174,19 +181,39 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
     """Return the images and labels that `read()`, a data set of torchvision, lists.
 
     `needs` are the files and folders of the data set that must be there: torchvision does not say which one it misses.
+    The last is the file with the labels.
     """
     root, how = data / SOURCES[name].folder, remedy(name, data)
     for path in (root / need for need in needs):
         if not path.exists():
             raise UserError(f"data set {name}: {path} is missing; {how}")
+        if path.suffix == ".mat" and not _is_readable(path, path.stat().st_mtime_ns):
+            raise UserError(f"data set {name}: {path} is damaged; {how}")
     try:
         source = read()
         files, labels = _files_and_labels(source)
         paths = [str(Path(file).relative_to(root)) for file in files]
+        labels, classes = np.asarray(labels), [str(word) for word in source.classes]
+        if labels.dtype.kind not in "iu":
+            raise ValueError("a label is not a whole number")
     except Exception as error:  # the parsers of five formats have errors of their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"data set {name}: the {split} list in {root} is damaged ({reason}); {how}") from error
-    return ImageFiles(f"{name}-{split}", root, paths, np.asarray(labels, dtype=np.int64), source.classes)
+    for path, label in zip(paths, labels.tolist(), strict=True):
+        if not 0 <= label < len(classes):
+            said = f"data set {name}: {root / needs[-1]} gives {path} the label {label}"
+            raise UserError(f"{said}, beyond 0 to {len(classes) - 1}; {how}")
+    if len(set(classes)) < len(classes):
+        twice = next(word for word in classes if classes.count(word) > 1)
+        raise UserError(f"data set {name}: the class {twice} has several labels in the lists of {root}; {how}")
+    return ImageFiles(f"{name}-{split}", root, paths, labels.astype(np.int64), classes)
+
+
+@cache
+def _is_readable(path: Path, changed: int) -> bool:
+    """Return whether scipy reads a .mat file, in a process of its own: one that is damaged can end the process."""
+    script = "import sys, scipy.io; scipy.io.loadmat(sys.argv[1], squeeze_me=True)"
+    return subprocess.run([sys.executable, "-c", script, path], capture_output=True, check=False).returncode == 0
 
 
 def _files_and_labels(source: Any) -> tuple[Sequence[Any], Sequence[int]]:
@@ -198,8 +225,7 @@ def _files_and_labels(source: Any) -> tuple[Sequence[Any], Sequence[int]]:
 
 def _lines(path: Path, remedy: str) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"data set file {path} is missing; {remedy}") from None
+        text = read_bytes(path, "data set file", remedy).decode()
     except ValueError:
         raise UserError(f"data set file {path} is not text in UTF-8; {remedy}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -13,12 +13,13 @@ from mmengine.config import ConfigDict
 from typing_extensions import override
 
 from common.errors import UserError
+from common.files import read_bytes
 from common.preflight import check_once, decoded_size, read_json, read_list
 
 # The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
 # leaves the boxes out, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
-CHECK = "images decoded"  # part of the cache's key; to be changed when the check asks for more
+CHECK = "images decoded, upright"  # part of the cache's key; to be changed when the check asks for more
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
@@ -41,13 +42,12 @@ class VOCAnnotation:
 
 def read_voc(path: Path, classes: Sequence[str]) -> VOCAnnotation:
     """Return what a VOC XML file says. Raises UserError naming a file that is broken or has another class."""
+    content = read_bytes(path, "annotation", "restore the data set")
     try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314  (the published files, or the user's own)
+        root = ElementTree.fromstring(content)  # noqa: S314  (the published files, or the user's own)
         objects = [_thing(element) for element in root.iterfind("object")]
         annotation = VOCAnnotation(int(_text(root, "size/width")), int(_text(root, "size/height")), objects)
-    except FileNotFoundError:
-        raise UserError(f"annotation {path} is missing; restore the data set") from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # the latter for an unknown encoding
         raise UserError(f"annotation {path} is truncated or corrupt ({error}); restore it") from None
     except ValueError as error:
         raise UserError(f"annotation {path} is not in VOC's format ({error}); restore it") from None
@@ -175,13 +175,14 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
 
 def _check_coco_image(folder: Path, path: Path, image: dict[str, Any], things: list[dict[str, Any]]) -> None:
     try:
+        image["file_name"].encode()  # raises ValueError for half a surrogate pair
         size = _check_size(folder / image["file_name"], (image["width"], image["height"]), path)
         for thing in things:
             x, y, w, h = thing["bbox"]
             if not (image["id"] in PUBLISHED_EMPTY and h == 0):
                 where = f"annotation {path}: object {thing['id']} of {image['file_name']}"
                 check_box(where, (x, y, x + w, y + h), size)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_coco(path, error) from None
 
 
@@ -212,7 +213,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_size(image: Path, said: tuple[int, int], path: Path) -> tuple[int, int]:
-    size = decoded_size(image)
+    size = decoded_size(image, upright=True)
     if size != said:
-        raise UserError(f"annotation {path}: image {image} is {size} pixels, not {said}; restore the data set")
+        turned = ", turned as its EXIF orientation says," if decoded_size(image) != size else ""
+        raise UserError(f"annotation {path}: image {image}{turned} is {size} pixels, not {said}; restore the data set")
     return size

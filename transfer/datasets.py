@@ -74,7 +74,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--split-file {path} cannot be read ({error.strerror}); correct the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--split-file {path} is not JSON ({error}); correct it") from None
     lists: list[Any] = [content.get(part) for part in ("train", "test")] if isinstance(content, dict) else [None]
     if not all(isinstance(part, list) and part and all(isinstance(word, str) for word in part) for part in lists):

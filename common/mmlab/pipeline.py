@@ -16,13 +16,18 @@ from common.images import read_image
 class LoadImage(BaseTransform):
     """Decode `img_path` with Pillow, as detectron2 and CSAIL do, into (H, W, 3) uint8 BGR, OpenMMLab's order.
 
+    `upright` obeys EXIF's orientation, as detectron2 does and CSAIL does not.
+
     mmcv's own loader accepts a truncated JPEG (OpenCV) or does not name the file (Pillow); this one raises
     UserError naming it.
     """
 
+    def __init__(self, *, upright: bool = False) -> None:
+        self.upright = upright
+
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img`, `img_shape` and `ori_shape` (H, W)."""
-        rgb = np.asarray(read_image(Path(results["img_path"])))
+        rgb = np.asarray(read_image(Path(results["img_path"]), upright=self.upright))
         results["img"] = np.ascontiguousarray(rgb[..., ::-1])
         results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
         return results

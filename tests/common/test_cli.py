@@ -261,6 +261,11 @@ def test_a_number_that_makes_no_sense_is_refused(text):
         parse(text)
 
 
+def test_an_argument_that_is_not_utf8_is_refused_in_printable_words():
+    with pytest.raises(UserError, match=r"^argument 'sets/caf\\udce9' is not UTF-8; rename what it names$"):
+        parse("--data", os.fsdecode(b"sets/caf\xe9"))
+
+
 def test_help_lists_the_arguments_and_their_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--help")

@@ -1,6 +1,7 @@
 """Labelled images: folders, colours, broken files, fingerprints, the evaluation transform."""
 
 import os
+import re
 import struct
 import zlib
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from common.errors import UserError
 from common.features import Transformed, evaluation_transform
 from common.images import IMAGENET_MEAN, IMAGENET_STD, check_classes, image_folder, read_class_map, read_image
+from common.preflight import decoded_size
 
 
 def noise(width, height, seed=0):
@@ -194,6 +196,45 @@ def test_a_file_cut_anywhere_is_a_user_s_error_or_the_whole_image(tmp_path_facto
         except UserError:
             refused += 1
     assert refused > len(content) / 6
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (34712, "is a TIFF of compression 34712, which Pillow does not read; convert it, or "),
+        (5, "is truncated or corrupt, or of a kind that Pillow does not read (TIFF compression tiff_lzw: "),
+    ],
+)
+def test_a_tiff_that_does_not_decode_says_its_compression(tmp_path, number, says):
+    path = tmp_path / "x.tif"
+    noise(9, 7).save(path)
+    entry = struct.pack("<HHI", 259, 3, 1)
+    path.write_bytes(path.read_bytes().replace(entry + b"\1\0", entry + struct.pack("<H", number)))
+    for reader in READERS.values():
+        with pytest.raises(UserError, match=re.escape(f"{path} {says}")):
+            reader(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_an_image_is_turned_upright_where_that_is_asked_for(tmp_path, kind, orientation):
+    path, exif = tmp_path / "x", Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    Image.fromarray(stored).save(path, kind, exif=exif, quality=100)
+    turned = read_image(path, upright=True)
+    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    expected = np.rot90(stored[:, ::-1] if orientation in (2, 4, 5, 7) else stored, quarters)
+    assert np.abs(np.asarray(turned)[..., 0].astype(int) - expected).max() <= 2 * (kind == "JPEG")
+    assert decoded_size(path, upright=True) == turned.size == ((12, 20) if 5 <= orientation <= 8 else (20, 12))
+    if kind != "TIFF":  # whose rotation is Pillow's own
+        assert read_image(path).size == decoded_size(path) == (20, 12)
+
+
+def test_a_damaged_exif_block_asks_for_no_rotation(tmp_path):
+    path = tmp_path / "x.jpg"
+    noise(9, 7).save(path, exif=b"Exif\0\0" + b"?" * 20)
+    assert read_image(path, upright=True).size == decoded_size(path, upright=True) == (9, 7)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

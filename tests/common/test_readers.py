@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from common import embedded
 from common.download import check
@@ -179,6 +180,44 @@ def test_a_damaged_list_is_one_line(name, path, content, tiny, tmp_path):
     line = one_line(name, tmp_path)
     assert str(tmp_path / SOURCES[name].folder) in line
     assert "; " in line  # the remedy
+
+
+ANNOTATED = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
+BEYOND = [
+    ("pets", "annotations/test.txt", "cat_2 0 1 1", "images/cat_2.jpg the label -1, beyond 0 to 0"),
+    ("pets", "annotations/test.txt", "cat_2 1 1 1\ndog_2 99 1 1", "images/dog_2.jpg the label 98, beyond 0 to 1"),
+    ("pets", "annotations/test.txt", "cat_2 1 1 1\ncat_3 2 1 1", "the class Cat has several labels"),
+    ("cars", ANNOTATED["test"], ("annotations", "class", 9), "cars_test/00001.jpg the label 8, beyond 0 to 2"),
+    ("cars", ANNOTATED["train"], ("annotations", "class", 0), "cars_train/00001.jpg the label -1, beyond 0 to 2"),
+    ("cars", ANNOTATED["train"], ("annotations", "class", 1.5), "a label is not a whole number"),
+    ("flowers", "imagelabels.mat", ("labels", 103), "jpg/image_00001.jpg the label 102, beyond 0 to 101"),
+    ("flowers", "imagelabels.mat", ("labels", 0), "jpg/image_00001.jpg the label 255, beyond 0 to 101"),
+    ("flowers", "setid.mat", ("trnid", 7), "the train list in {} is damaged (KeyError: 7)"),
+    ("aircraft", "data/variants.txt", "A320\nA320\n737-700\nF/A-18", "the class A320 has several labels"),
+    ("dtd", "dtd/labels/val1.txt", "zoo/a.jpg", "train and val differ in the classes banded, blotchy, zigzagged, zoo"),
+    ("sun397", "ClassName.txt", "/a/abbey\n/a/abbey", "has /a/abbey twice"),
+    ("sun397", "Testing_01.txt", "/a/abbey/\0.jpg", "abbey/\\x00.jpg' cannot be read (embedded null byte)"),
+    ("sun397", "Testing_01.txt", f"/a/abbey/{'x' * 999}", "xxx' cannot be read (File name too long)"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "content", "says"), BEYOND)
+def test_a_label_or_name_beyond_the_data_set_is_named(name, path, content, says, tiny, tmp_path):
+    tiny(name)
+    root = tmp_path / SOURCES[name].folder
+    if isinstance(content, str):
+        (root / path).write_text(content)
+    else:  # the first number of a .mat file
+        arrays = {key: array for key, array in loadmat(root / path).items() if not key.startswith("__")}
+        key, *field, value = content
+        (arrays[key].flat[0] if field else arrays[key].flat)[field[0] if field else 0] = value
+        savemat(root / path, arrays)
+    with pytest.raises(UserError) as caught:
+        [images.fingerprint for images in read_splits(name, tmp_path).values()]
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert says.replace("{}", str(root)) in line
+    assert str(root / path) in line or "the label " not in says
 
 
 def test_cars_may_have_the_test_labels_in_devkit_as_upstream(tiny, tmp_path):

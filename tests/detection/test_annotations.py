@@ -5,9 +5,11 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import ConfigDict
-from PIL import Image
+from mmengine.registry import TRANSFORMS
+from PIL import ExifTags, Image
 
 from common.config import join_data, load_config
 from common.errors import UserError
@@ -121,6 +123,7 @@ def test_the_check_and_the_reader_read_a_list_of_voc_alike(official: Path, kind:
         (b"000001\x00\n", "which cannot be an image's name"),
         ("000001\n".encode("utf-16-le"), "which cannot be an image's name"),
         (b"000001 1\n", "000001 1.jpg is listed but missing"),
+        (b"x" * 999, "which cannot be an image's name"),
         (b"caf\xe9\n", "is not text in UTF-8"),
         (b"\xff\xfe0", "is not text in UTF-8"),
         (b" \n\n", "lists no image"),
@@ -132,6 +135,34 @@ def test_a_list_of_voc_that_names_no_images_is_named(official: Path, content: by
     said = refusal(official, "voc")
     assert says in said
     assert str(listed) in said or "missing" in says
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_annotations_are_of_the_image_turned_upright_as_in_detectron2(official: Path, orientation: int) -> None:
+    folder = official / "VOCdevkit/VOC2007"
+    path = folder / "JPEGImages/000001.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    upright = Image.open(path)
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    upright.transpose(back).save(path, exif=exif, quality=100)
+    check_all(official, "voc")
+    [load] = [
+        step
+        for step in load_config(Path("detection/configs/imagenet/voc.py")).test_dataloader.dataset.pipeline
+        if step.type == "LoadImage"
+    ]
+    loaded = TRANSFORMS.build(load)({"img_path": str(path)})
+    assert loaded["ori_shape"] == (upright.height, upright.width)
+    assert np.abs(loaded["img"][..., ::-1].astype(int) - np.asarray(upright)).mean() < 5
+    path.write_bytes((folder / "JPEGImages/000002.jpg").read_bytes())
+    assert "000001.jpg is (90, 90) pixels, not (75, 100)" in refusal(official, "voc")
+    upright.rotate(90, expand=True).save(path, exif=exif)
+    if orientation == 3:
+        assert "000001.jpg is (100, 75) pixels, not" in refusal(official, "voc")
+    else:
+        upright.save(path, exif=exif)
+        assert "000001.jpg, turned as its EXIF orientation says, is (100, 75)" in refusal(official, "voc")
 
 
 def test_voc_images_without_any_object_are_refused(official: Path) -> None:
@@ -193,6 +224,7 @@ def change(official: Path, kind: str, **fields) -> Path:
         ("categories", {"id": 1}, "id 1 occurs twice among its categories"),
         ("categories", {"name": "person"}, "name 'person' occurs twice among its categories"),
         ("images", {"file_name": 2}, "not in COCO's format"),
+        ("images", {"file_name": "\ud800.jpg"}, "not in COCO's format"),
     ],
 )
 def test_a_fault_of_coco_is_named(official: Path, kind: str, fields: dict, says: str) -> None:

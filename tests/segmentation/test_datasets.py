@@ -158,6 +158,10 @@ def test_ade20k_reads_labels_as_classes_in_the_order_of_the_names(settings) -> N
     np.testing.assert_array_equal(dataset[2]["gt_seg_map"], np.where(raw == 0, 255, raw - 1))
 
 
+def _rename(path: Path) -> None:
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9") + path.suffix))
+
+
 def _replace(path: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(path)
 
@@ -172,6 +176,7 @@ ZEROS = np.zeros((12, 16), np.uint8)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lambda image, label: [_rename(image), _rename(label)], r"the name of b'.*caf\\xe9.jpg' is not UTF-8; rename"),
         (lambda image, label: image.unlink(), r"annotation .*ADE_train_00000003\.png has no image .*00000003\.jpg"),
         (lambda image, label: label.unlink(), r"image .*ADE_train_00000003\.jpg has no annotation .*00000003\.png"),
         (lambda image, label: _truncate(image), r"image .*ADE_train_00000003\.jpg is truncated or corrupt"),

@@ -23,13 +23,13 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImage", upright=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(96, 96), keep_ratio=True, backend="pillow"),
     dict(type="PackDetInputs"),  # no flip: a digit has a right way round
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImage", upright=True),
     dict(type="Resize", scale=(96, 96), keep_ratio=True, backend="pillow"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(

@@ -11,7 +11,7 @@ evaluation = "bbox, IoU 0.50:0.95, 100 detections an image"
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=80)))
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImage", upright=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
         type="RandomChoiceResize",

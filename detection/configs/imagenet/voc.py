@@ -10,7 +10,7 @@ evaluation = "VOC2007 11 points, IoU 0.50:0.95"
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))
 train_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImage", upright=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
         type="RandomChoiceResize",  # INPUT.MIN_SIZE_TRAIN_SAMPLING "choice", MAX_SIZE_TRAIN 1333; Pillow's bilinear
@@ -22,7 +22,7 @@ train_pipeline = [
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImage"),
+    dict(type="LoadImage", upright=True),
     dict(type="Resize", scale=(1333, 800), keep_ratio=True, backend="pillow"),
     dict(type="LoadAnnotations", with_bbox=True),  # after Resize: the truth stays in the image's own pixels
     dict(
