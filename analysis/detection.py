@@ -96,9 +96,10 @@ def read(model: str, path: Path) -> Predictions:
         ]
         classes, score = [str(name) for name in content["classes"]], float(content["score"])
         labels = [box.label for image in images for box in (*image.truth, *image.detections)]
+        "".join([*classes, *(image.path for image in images)]).encode()  # refuses lone surrogates
         if not images or not all(0 <= label < len(classes) for label in labels):
             raise ValueError("no images, or a label beyond the classes")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:
         raise UserError(f"{path} holds no predictions ({error}); run the detection again") from None
     return Predictions(model, path, classes, score, images)
 

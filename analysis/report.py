@@ -81,7 +81,7 @@ def build(scope: Scope) -> tuple[Path, list[str]]:
     records, problems = read_records(scope.results, scope.profile)
     inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
-    return page, problems + curves.read_curves(scope).problems
+    return page, problems + curves.read_curves(scope).problems + sweeps.read_curves(scope)[1]
 
 
 def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:

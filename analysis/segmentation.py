@@ -115,7 +115,11 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         wrong = [key for key in _KEYS if not isinstance(index[key], list) or not index[key]]
-    except (ValueError, KeyError, TypeError) as error:
+        for text in (*index["images"], *index["annotations"], *index["classes"]):
+            str.encode(text)  # it is text, and no lone surrogate
+        if not all(len(bytes(colour)) == 3 for colour in index["palette"]):  # bytes refuses all but 0 to 255
+            raise ValueError("a colour is not three numbers")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not an index of predictions ({error}); {PREDICT}") from None
     if wrong or len(index["images"]) != len(index["annotations"]) or len(index["palette"]) != len(index["classes"]):
         raise UserError(f"{path} is not an index of predictions (its lists do not fit); {PREDICT}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.names import model_order
 from analysis.products import digest_of_code, figure_files, make_once
+from analysis.records import report_problems
 from analysis.scope import Scope, resolve
 from common import cli
 from common.errors import UserError
@@ -16,7 +17,9 @@ Curves = dict[str, dict[str, dict[str, Any]]]  # data set -> model -> record
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    build(resolve("analysis.sweeps", __doc__ or "", argv))
+    scope = resolve("analysis.sweeps", __doc__ or "", argv)
+    build(scope)
+    report_problems(read_curves(scope)[1])
 
 
 def build(scope: Scope) -> list[Path]:
@@ -24,7 +27,9 @@ def build(scope: Scope) -> list[Path]:
 
     Raises UserError when no record holds a curve.
     """
-    curves = _read(scope)
+    curves, problems = read_curves(scope)
+    if problems and not curves:
+        raise UserError(problems[0])
     if not curves:
         raise UserError(
             f"no validation curve of seed {scope.seed} in {scope.results / scope.profile}; "
@@ -43,16 +48,34 @@ def build(scope: Scope) -> list[Path]:
 
 def models(scope: Scope) -> list[str]:
     """Return the models that any of the figures shows, in their order."""
-    return model_order(model for of_model in _read(scope).values() for model in of_model)
+    return model_order(model for of_model in read_curves(scope)[0].values() for model in of_model)
 
 
-def _read(scope: Scope) -> Curves:
-    """Return the records of the seed that hold a curve. The tables name the files that are not records."""
+def read_curves(scope: Scope) -> tuple[Curves, list[str]]:
+    """Return the records of the seed that hold a curve, and one line for each whose curve cannot be drawn.
+
+    The tables name the files that are not records.
+    """
     curves: Curves = {}
+    problems = []
     for record in read_records(scope.results, scope.profile)[0]:
         if record["task"] == "recognition" and record["seed"] == scope.seed and "sweep" in record.get("details", {}):
-            curves.setdefault(key_of(record).stem, {})[record["model"]] = record
-    return curves
+            if _is_whole(record["details"]["sweep"], record["protocol"]):
+                curves.setdefault(key_of(record).stem, {})[record["model"]] = record
+            else:
+                path = key_of(record).path(scope.results)
+                problems.append(f"{path} holds a sweep that is not whole; delete it and run its command again")
+    return curves, problems
+
+
+def _is_whole(sweep: Any, protocol: dict[str, Any]) -> bool:
+    """Return whether a sweep has the numbers of each fit, and the protocol those of the chosen one."""
+    try:
+        fits = zip(sweep["weight_decay"], sweep["val"], sweep["converged"], strict=True)
+        points = [(decay, value) for decay, value, _ in fits] + [(protocol["weight_decay"], protocol["validation"])]
+        return all(decay > 0 and isinstance(value, int | float) for decay, value in points) and "metric" in protocol
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _make(records: dict[str, dict[str, Any]], stem: Path) -> None:

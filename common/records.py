@@ -186,7 +186,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise ValueError("it is not a readable file")
+            raise OSError("it is not a readable file")
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
         protocol = _renamed(record["protocol"])
@@ -195,7 +195,7 @@ def read_record(path: Path) -> dict[str, Any]:
             _check_fields({"variant": record["variant"]}, {"variant": _FIELDS["variant"]}, "protocol.")
     except (ValueError, RecursionError, OSError) as error:
         why = _printable(str(error))[:300]
-        remedy = "delete it and run its command again"
+        remedy = "make it readable" if isinstance(error, OSError) else "delete it and run its command again"
         raise UserError(f"{_printable(str(path))} is not a valid results record: {why}; {remedy}") from None
     return {**record, "protocol": protocol}
 

@@ -173,7 +173,7 @@ def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
             "git_commit": commit,
             "git_dirty": dirty,
             "versions": {"python": platform.python_version(), **versions()},
-            "host": platform.node(),
+            "host": platform.node().encode(errors="replace").decode(),  # it need not be UTF-8
             "device": measured.device,
             "started": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - clock, 1),

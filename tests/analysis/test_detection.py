@@ -78,7 +78,11 @@ def test_files_of_another_form_are_named(scope, saved):
         "[]",
         "{}",
         '{"classes": [], "score": 0.5, "images": []}',
+        "[" * 100_000,
         json.dumps(good | {"classes": ["a"]}),
+        json.dumps(good | {"classes": ["\ud800"] * 3}),
+        json.dumps(good | {"images": [good["images"][0] | {"path": 5}]}),
+        json.dumps(good | {"score": 10**400}),
     ):
         path.write_text(spoilt)
         with pytest.raises(UserError, match=r"predictions\.json holds no predictions .*run the detection again"):

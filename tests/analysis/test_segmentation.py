@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,7 +42,17 @@ def test_segmentation_errors(scope, predictions):
     (place / "v2.png").unlink()
     with pytest.raises(UserError, match=r"v2\.png is missing; make it with `make segmentation-ade20k METHOD=byol`"):
         segmentation.build(scope)
-    for spoilt in ("{", "[]", "{}", '{"images": [], "annotations": [], "palette": [], "classes": []}'):
+    good = json.loads((place / "index.json").read_text())
+    wrong = {
+        "images": [1, 2],
+        "annotations": [None, "a"],
+        "classes": ["a\ud800", "b", "c"],
+        "palette": [[0, 0, 256]] * 3,
+    }
+    for spoilt in (
+        *("{", "[]", "{}", '{"images": [], "annotations": [], "palette": [], "classes": []}', "[" * 100_000),
+        *(json.dumps(good | {key: value}) for key, value in wrong.items()),
+    ):
         (place / "index.json").write_text(spoilt)
         with pytest.raises(UserError, match=r"index\.json is not an index of predictions"):
             segmentation.build(scope)

@@ -66,3 +66,22 @@ def test_without_curves_the_command_that_makes_them_is_named(tmp_path):
         UserError, match=r"no validation curve of seed 0 .* make them with `make transfer-all PROFILE=demo`"
     ):
         sweeps.main(command(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [None, [], {}, {"val": [1.0]}, {"weight_decay": [1.0], "val": [1.0, 2.0], "converged": [True]},
+     {"weight_decay": [0.0], "val": [1.0], "converged": [True]}, {"weight_decay": [1], "val": ["1"], "converged": [1]}],
+)  # fmt: skip
+def test_a_sweep_that_is_not_whole_is_named_and_the_others_are_drawn(tmp_path, sweep, capsys):
+    key = RecordKey("demo", "recognition", "mine", "digits", 0)
+    chosen = {"metric": "accuracy", "weight_decay": 1.0, "validation": 90.0}
+    path = write_record(tmp_path / "results", key, {"accuracy": 1.0}, protocol=chosen, details={"sweep": sweep})
+    with pytest.raises(UserError, match=f"{path} holds a sweep that is not whole"):
+        sweeps.main(command(tmp_path))
+    leave(tmp_path / "results", "simsiam")
+    with pytest.raises(UserError, match="skipped 1 file, see above"):
+        sweeps.main(command(tmp_path))
+    out, err = capsys.readouterr()
+    assert "written: " in out
+    assert f"skipped: {path} holds a sweep that is not whole" in err

@@ -270,6 +270,11 @@ def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, con
     assert read_records(tmp_path, "demo") == ([], [line])
 
 
+def test_a_host_name_that_is_not_utf_8_loses_no_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: "h\udcff")
+    assert read_record(write_record(tmp_path, KEY, {"accuracy": 1.0}))["provenance"]["host"] == "h?"
+
+
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
     results, outside = tmp_path / "results", tmp_path / "outside"
     path = write_record(tmp_path / "away", KEY, {"accuracy": 1.0})
@@ -290,7 +295,10 @@ def test_what_is_not_a_file_is_one_problem(tmp_path):
     (tmp_path / "demo" / "link.json").symlink_to("missing")
     records, problems = read_records(tmp_path, "demo")
     assert (records, len(problems)) == ([], 3)
-    assert all("json is not a valid results record: it is not a readable file" in problem for problem in problems)
+    assert all(
+        "json is not a valid results record: it is not a readable file; make it readable" in problem
+        for problem in problems
+    )
 
 
 @pytest.fixture
