@@ -166,7 +166,7 @@ def read_voc(root: Path, name: str, classes: Sequence[str], split: str, remedy: 
     for word in classes:
         path = root / "ImageSets" / "Main" / f"{word}_{split}.txt"
         rows = [line.split() for line in _lines(path, remedy)]
-        if not rows or any(len(row) != 2 or row[1] not in ("1", "0", "-1") for row in rows):
+        if any(len(row) != 2 or row[1] not in ("1", "0", "-1") for row in rows):
             raise UserError(f"data set file {path} is not a list of images with 1, 0 or -1; restore it")
         stems = [stem for stem, _ in rows]
         if order is not None and stems != order:
@@ -196,6 +196,8 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
         labels, classes = np.asarray(labels), [str(word) for word in source.classes]
         if labels.dtype.kind not in "iu":
             raise ValueError("a label is not a whole number")
+        if not paths:
+            raise ValueError("it lists no image")
     except Exception as error:  # the parsers of five formats have errors of their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"data set {name}: the {split} list in {root} is damaged ({reason}); {how}") from error
@@ -228,4 +230,7 @@ def _lines(path: Path, remedy: str) -> list[str]:
         text = read_bytes(path, "data set file", remedy).decode()
     except ValueError:
         raise UserError(f"data set file {path} is not text in UTF-8; {remedy}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"data set file {path} is empty; {remedy}")
+    return lines

@@ -181,7 +181,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not a valid results record: {error}; delete it and run its command again") from None
     protocol = _renamed(record["protocol"])
     if record["schema"] == 1:
