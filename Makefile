@@ -173,6 +173,12 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path "./$$VENV/*" -prune -exec rm -rf {} +
 
+# A pass that was interrupted is kept for an hour: until then it may still be running.
+clean-cache: ## list and remove the cached features of all runs; whoever needs them extracts them again
+	@for folder in runs/*/features; do [ ! -d "$$folder" ] || find "$$folder/" -type f \( -name '*.npy' -o \
+		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
+		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
+
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
 	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
-	test test-all clean
+	test test-all clean clean-cache

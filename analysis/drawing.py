@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from analysis.names import CLASS_COLOURS, DATASETS, METRIC_NAMES, ink_on, method_of, model_colour, model_name
 from analysis.products import figure_files
-from common.files import atomic_path, atomic_write
+from common.files import atomic_path, atomic_write, sha256_of_text
 
 GRID = "#dddddd"
 WIDTH = 5.5  # inches: the text width of a NeurIPS page; figures are drawn at the size at which they are printed
@@ -45,6 +45,7 @@ plt.rcParams.update(
         "savefig.bbox": "tight",
         "savefig.dpi": 220,
         "svg.fonttype": "none",
+        "text.parse_math": False,  # a label may hold any character, dollars too
         "svg.hashsalt": "gsg",  # without it, the ids of the same figure differ each time
     }
 )
@@ -69,9 +70,9 @@ def save_for_page(figure: Figure, path: Path) -> None:
     for unwanted in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>", r' (width|height)="[\d.]*pt"'):
         svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
     svg = re.sub(r"(font: [\d.]*px)[^;\"]*", r"\1 sans-serif", svg)
-    # A page holds several of them, and ids must be unique within it.
+    # A page holds several of them, and ids must be unique within it. A file's name may hold what ends an attribute.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\1{path.stem}-", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\1f{sha256_of_text(path.stem)[:12]}-", svg)
     atomic_write(path, lambda temporary: temporary.write_text(svg, encoding="utf-8"))
 
 
@@ -150,6 +151,7 @@ def _validation_curves(axis: Axes, records: Mapping[str, dict[str, Any]]) -> Non
         ylabel=f"validation {METRIC_NAMES.get(metric, metric)} (%)",
         title=DATASETS.get(dataset, dataset),
     )
+    axis.xaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as formulas
 
 
 def geometry(measured: Mapping[str, Mapping[str, float]], stem: Path) -> None:

@@ -24,7 +24,7 @@ def embed(x: np.ndarray, perplexity: float = PERPLEXITY) -> np.ndarray:
     few = len(x) < SMALL
     tsne = TSNE(
         perplexity=min(perplexity, max(1.0, (len(x) - 1) / 3)),
-        initialization="pca",
+        initialization="pca" if np.ptp(x, axis=0).any() else "random",  # a collapsed network's have no components
         neighbors="exact",
         random_state=SEED,
         n_jobs=1 if few else -1,

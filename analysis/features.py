@@ -13,6 +13,7 @@ from analysis.scope import SIZES, Scope
 from common.checkpoint import load_checkpoint
 from common.cifar import cifar10, cifar100
 from common.embedded import digits
+from common.errors import UserError
 from common.features import evaluation_transform, extract_features, pick_workers
 from common.files import sha256_of_text
 from common.images import LabelledImages, image_folder
@@ -51,10 +52,10 @@ class Part:
         return self.whole.image(int(self.indices[index]))
 
 
-def open_images(scope: Scope) -> tuple[LabelledImages, Callable[[Image], Any]]:
+def open_images(scope: Scope, least: int = 1) -> tuple[LabelledImages, Callable[[Image], Any]]:
     """Return the labelled test images of the scope, at most its limit, and their transform.
 
-    Raises UserError naming what is missing.
+    Raises UserError naming what is missing, and for fewer than `least` images.
     """
     if scope.data_root is not None:
         root = scope.data_root / "val" if (scope.data_root / "val").is_dir() else scope.data_root
@@ -68,6 +69,9 @@ def open_images(scope: Scope) -> tuple[LabelledImages, Callable[[Image], Any]]:
     if len(images.labels) > scope.limit:
         drawn = np.random.default_rng(0).choice(len(images.labels), scope.limit, replace=False)
         images = Part(images, np.sort(drawn))
+    if len(images.labels) < least:
+        found = f"{scope.data_root or scope.images} has {len(images.labels)} and --limit is {scope.limit}"
+        raise UserError(f"at least {least} images are needed, and {found}; choose more images or a larger limit")
     return images, evaluation_transform(size, resize=resize)
 
 

@@ -35,7 +35,7 @@ def build(scope: Scope) -> Path:
     subjects = _subjects(scope)
     from analysis import features, spread
 
-    images, transform = features.open_images(scope)
+    images, transform = features.open_images(scope, least=2)  # uniformity is of pairs
     views = spread.pretraining_views(scope.images, scope.size or 224)
     stem = scope.stem("geometry")
     numbers_file = stem.with_suffix(".json")
@@ -49,10 +49,10 @@ def build(scope: Scope) -> Path:
         known = _read(numbers_file)
         measured: dict[str, Any] = {}
         for subject in subjects:
-            if known.get(subject.name, {}).get("of") != digests[subject.name]:
-                numbers = spread.measure(subject, images, views, transform)
-                known[subject.name] = {**numbers, "of": digests[subject.name]}
-            measured[subject.name] = known[subject.name]
+            numbers = known.get(subject.name)
+            if numbers is None or numbers != _of(digests[subject.name], numbers):  # other weights, or edited
+                numbers = _of(digests[subject.name], spread.measure(subject, images, views, transform))
+            measured[subject.name] = numbers
             # Write after each checkpoint, so that an interruption loses one measurement at most.
             write_json(numbers_file, {"data": scope.images, "checkpoints": {**known, **measured}})
         write_json(numbers_file, {"data": scope.images, "checkpoints": measured})
@@ -72,10 +72,17 @@ def _subjects(scope: Scope) -> list[Subject]:
     return [Subject(name, files[name], f"make pretrain PROFILE={scope.profile}") for name in mine]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _of(digest: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's numbers with a hash of them and of what they were measured from."""
+    found = {name: numbers.get(name) for name in ("alignment", "uniformity")}
+    return {**found, "of": sha256_of_text(digest, repr(found))}
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        return dict(json.loads(path.read_text())["checkpoints"])
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: measure all
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=int)["checkpoints"]  # int refuses NaN
+        return {name: numbers for name, numbers in content.items() if isinstance(numbers, dict)}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):  # damaged: measure all
         return {}
 
 

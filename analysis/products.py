@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.files import sha256_of_file, sha256_of_text, write_json
 
@@ -32,25 +33,34 @@ def digest_of_code(*modules: str) -> str:
 def make_once(
     where: Path, name: str, inputs: Sequence[str], outputs: Sequence[Path], make: Callable[[], object]
 ) -> None:
-    """Call `make()`, which writes `outputs`, unless they exist and were made from the same inputs.
+    """Call `make()`, which writes `outputs` into `where`, unless they are what it made from the same inputs.
 
-    `<where>/.inputs.json` keeps a digest of the inputs by the product's name. The code that draws figures always
-    counts as an input.
+    `<where>/.inputs.json` keeps digests of the inputs and of each output by the product's name. The code that draws
+    figures always counts as an input.
     """
-    store = where / _DIGESTS
-    digests = _read(store)
     digest = sha256_of_text(digest_of_code("drawing"), *inputs)
-    fresh = digests.get(name) == digest and all(path.is_file() for path in outputs)
+    entry = _read(where).get(name, {})
+    fresh = is_unchanged(where, name) and entry["inputs"] == digest and {p.name for p in outputs} == set(entry["files"])
     if not fresh:
         make()
-        write_json(store, {**_read(store), name: digest})
+        made = {"inputs": digest, "files": {path.name: sha256_of_file(path) for path in outputs}}
+        write_json(where / _DIGESTS, {**_read(where), name: made})
     more = f" and {len(outputs) - 2} more" if len(outputs) > 2 else ""
     print(f"{'up to date' if fresh else 'written'}: {', '.join(map(str, outputs[:2]))}{more}", flush=True)
 
 
-def _read(store: Path) -> dict[str, str]:
+def is_unchanged(where: Path, name: str) -> bool:
+    """Return whether `make_once` made the product and each of its files is as it was then."""
     try:
-        content = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # missing or damaged: make everything again
+        entry = _read(where)[name]
+        return "inputs" in entry and all(sha256_of_file(where / f) == digest for f, digest in entry["files"].items())
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _read(where: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((where / _DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # missing or damaged: make everything again
         return {}
     return content if isinstance(content, dict) else {}

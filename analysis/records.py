@@ -102,12 +102,11 @@ def cells_of(records: Iterable[Record], results: Path) -> dict[tuple[str, Key], 
 
 
 def report_problems(problems: list[str]) -> None:
-    """Print each problem that reading records met, and raise UserError if there was one. Called last."""
+    """Print each problem that reading files met, and raise UserError if there was one. Called last."""
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     if problems:
-        files = "files that are not valid records" if len(problems) > 1 else "file that is not a valid record"
-        raise UserError(f"skipped {len(problems)} {files}, see above")
+        raise UserError(f"skipped {len(problems)} file{'s' * (len(problems) > 1)}, see above")
 
 
 def _cell(records: list[Record], metric: str, usual: Settings, results: Path) -> Cell:
@@ -131,4 +130,6 @@ def _cell(records: list[Record], metric: str, usual: Settings, results: Path) ->
 
 
 def _frozen(value: Any) -> Hashable:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return str(value) if isinstance(value, dict) else value  # only records of schema 1 have such facts

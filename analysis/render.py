@@ -58,15 +58,24 @@ def latex(table: Table) -> str:
 
 def csv(table: Table) -> str:
     """Return the table in full precision: mean, std, n, p and notes of each column; a hole is an empty field."""
+
+    def harmless(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = " ".join(value.split())  # csv does not quote a lone carriage return
+        # A spreadsheet runs what begins so as a formula; after a quote it is text.
+        return f"'{text}" if text.startswith(tuple("=+-@")) else text
+
     stream = io.StringIO()
     writer = csv_module.writer(stream, lineterminator="\n")
     names = [" ".join(column) for column in table.columns]
     heads = [head for name in names for head in (name, f"{name} std", f"{name} seeds", f"{name} p", f"{name} notes")]
-    writer.writerow(["profile", "section", "model", "minus", *heads])
+    writer.writerow(["profile", "section", "model", "minus", *map(harmless, heads)])
     for section in table.sections:
         for row in (row for group in section.groups for row in group):
             values = [value for cell in row.cells for value in _values(cell)]
-            writer.writerow([table.profile, section.title, row.model, row.baseline or "", *values])
+            line = [table.profile, section.title, row.model, row.baseline or "", *values]
+            writer.writerow(map(harmless, line))
     return stream.getvalue()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from analysis import curves, detection, figures, geometry, protocol, render, segmentation, sweeps, table, tables, tsne
 from analysis.figures import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
-from analysis.products import digest_of_files, make_once, not_comparable
+from analysis.products import digest_of_files, is_unchanged, make_once, not_comparable
 from analysis.records import in_order, report_problems
 from analysis.scope import Scope, resolve
 from common import cli
@@ -70,19 +70,18 @@ def main(argv: list[str] | None = None) -> None:
 def build(scope: Scope) -> tuple[Path, list[str]]:
     """Make the figures, the tables and the page as far as their inputs changed.
 
-    Returns the page and one line for each file that is not a valid record.
+    Returns the page and one line for each file that is not a valid record or log.
     """
     made = [_made(part, scope) for part in PARTS]
     page = scope.folder / "index.html"
     here = Path(__file__).parent
     files = [file for files, _ in made for file in files]
-    record_files = sorted((scope.results / scope.profile).rglob("*.json"))
     sources = [*sorted(here.glob("*.py")), *(here / source for source in SOURCES)]
     notes = [note for _, note in made]
-    inputs = [digest_of_files([*sources, *files, *record_files]), *notes, str(scope.results)]
     records, problems = read_records(scope.results, scope.profile)
+    inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
-    return page, problems
+    return page, problems + curves.read_curves(scope).problems
 
 
 def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _write(page: Path, scope: Scope, made: list[tuple[list[Path], str]], records
         numbers_of=lambda cell: [places[source] for source in cell.sources],
         class_colours=CLASS_COLOURS,
     )
-    atomic_write(page, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(page, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _made(part: Part, scope: Scope) -> tuple[list[Path], str]:
@@ -150,7 +149,7 @@ def _figure(part: Part, files: list[Path], note: str, scope: Scope) -> Figure:
 
 def _curves(scope: Scope) -> list[Path]:
     png = curves.build(scope)
-    return [png, *curves.page_files(curves.read_curves(scope)[0], png.with_suffix(""))]
+    return [png, *curves.page_files(curves.read_curves(scope).epochs, png.with_suffix(""))]
 
 
 def _geometry(scope: Scope) -> list[Path]:
@@ -166,6 +165,11 @@ def _tsne(scope: Scope) -> list[Path]:
         if not shown:
             raise
         print(f"left out: {error}", flush=True)
+    for file in [file for file in shown if not is_unchanged(scope.folder, file.stem)]:
+        print(f"left out: {file}: its files are not as `make tsne` left them; make them again", flush=True)
+        shown.remove(file)
+    if not shown:
+        raise UserError("every t-SNE figure was changed or comes from earlier code; make them again with `make tsne`")
     return [file.with_suffix(ending) for file in shown for ending in (".png", ".json", ".webp")]
 
 
@@ -174,7 +178,7 @@ def _heavy(build: Callable[[Scope], Path], name: str, scope: Scope) -> Path:
     if scope.profile != "imagenet":
         return build(scope)
     png = scope.folder / f"{name}.png"
-    if not png.is_file():
+    if not is_unchanged(scope.folder, name):
         raise UserError(f"{name} reads images through every checkpoint; make it with `make {name} PROFILE=imagenet`")
     return png
 
@@ -184,7 +188,7 @@ def _segmentation(scope: Scope) -> list[Path]:
 
 
 def _show_curves(files: list[Path], scope: Scope) -> dict[str, Any]:
-    lines_of, _ = curves.read_curves(scope)
+    lines_of = curves.read_curves(scope).epochs
     panels = curves.page_files(lines_of, files[0].with_suffix(""))
     charts = []
     for axis, title in curves.AXES.items():

@@ -20,6 +20,7 @@ from common.files import atomic_path, atomic_write, sha256_of_file
 from common.images import LabelledImages
 
 GRID = 4095  # the page's coordinates are whole numbers from 0 to this
+LEAST = 4  # images: each needs three neighbours at the lowest perplexity, 1
 THUMBNAIL = 32  # pixels
 
 
@@ -44,7 +45,7 @@ def build(scope: Scope) -> Path:
     subjects = scope.existing("t-SNE")
     from analysis import features
 
-    images, transform = features.open_images(scope)
+    images, transform = features.open_images(scope, least=LEAST)
     if images.labels.ndim != 1:
         raise UserError(f"t-SNE colours points by their class, and images of {images.name} have several")
     stem = scope.stem("tsne")

@@ -95,11 +95,16 @@ def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, A
         wrong = sorted(set(meta) ^ set(META_KEYS))
         raise ValueError(f"checkpoint metadata must have exactly {META_KEYS}; missing or extra: {wrong}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    # Into memory first: on a full disk torch.save raises an "unexpected pos" that hides the system's error.
-    content = io.BytesIO()
-    torch.save({"state_dict": tensors, "meta": meta}, content)
-    atomic_write(path, lambda file: file.write_bytes(content.getbuffer()))
+    save_tensors(path, {"state_dict": tensors, "meta": meta})
     write_json(path.with_suffix(".json"), meta)
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of torch's atomically. Raises the system's OSError where it cannot be written."""
+    # Into memory first: on a full disk torch.save raises an "unexpected pos" that hides the system's error.
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    atomic_write(path, lambda file: file.write_bytes(stream.getbuffer()))
 
 
 def load_checkpoint(path: Path, *, make_it: str = "make pretrain", sha256: str | None = None) -> Checkpoint:

@@ -201,6 +201,11 @@ def is_whole_zip(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def is_whole(path: Path) -> bool:
+    """Return whether the file is there and is not empty; of torch's files, also whether their checksums hold."""
+    return is_whole_zip(path) if path.suffix == ".pth" else path.is_file() and path.stat().st_size > 0
+
+
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of the file's bytes as 64 hexadecimal digits."""
     with open(path, "rb") as stream:

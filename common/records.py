@@ -4,8 +4,10 @@
 """
 
 import json
+import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -116,6 +118,8 @@ _FIELDS: dict[str, Kind] = {
     "provenance": dict,
 }
 
+DEEPEST = 20  # lists and objects in each other; our own records have four
+
 _OPTIONAL: dict[str, Kind] = {"details": dict}
 
 _PROVENANCE: dict[str, Kind] = {
@@ -171,6 +175,8 @@ def validate(record: Any) -> None:
         protocol = _renamed(record["protocol"])
         _check_fields(protocol, {name: fact.kind for name, fact in PROTOCOL.items() if name in protocol}, "protocol.")
     _check_fields(record["provenance"], _PROVENANCE, "provenance.")
+    for name, value in record.items():
+        _check_values(name, value)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -179,13 +185,18 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises UserError naming the file and the field.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is not a readable file")
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
+        protocol = _renamed(record["protocol"])
+        if record["schema"] == 1:
+            record |= {"schema": SCHEMA, "variant": protocol.pop("variant", None)}
+            _check_fields({"variant": record["variant"]}, {"variant": _FIELDS["variant"]}, "protocol.")
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is not a valid results record: {error}; delete it and run its command again") from None
-    protocol = _renamed(record["protocol"])
-    if record["schema"] == 1:
-        record |= {"schema": SCHEMA, "variant": protocol.pop("variant", None)}
+        why = _printable(str(error))[:300]
+        remedy = "delete it and run its command again"
+        raise UserError(f"{_printable(str(path))} is not a valid results record: {why}; {remedy}") from None
     return {**record, "protocol": protocol}
 
 
@@ -195,7 +206,7 @@ def read_records(root: Path, profile: str) -> tuple[list[dict[str, Any]], list[s
     A problem is one line that names a file that is not a valid record, or that lies in another record's place.
     """
     records, problems = [], []
-    for path in sorted((root / profile).rglob("*.json")):
+    for path in sorted(_files(root / profile)):
         try:
             record = read_record(path)
             _check_place(path, record, root, profile)
@@ -204,6 +215,22 @@ def read_records(root: Path, profile: str) -> tuple[list[dict[str, Any]], list[s
         else:
             records.append(record)
     return records, problems
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the JSON files below a folder, also behind links to folders unless one leads back above itself."""
+    if (real := folder.resolve()) in above or not folder.is_dir():
+        return
+    try:
+        entries = [Path(entry) for entry in os.scandir(folder)]
+    except OSError:
+        yield folder  # it cannot be listed, and so is named among the problems
+        return
+    for path in entries:
+        if path.suffix == ".json":
+            yield path
+        else:
+            yield from _files(path, (*above, real))
 
 
 def key_of(record: Mapping[str, Any]) -> RecordKey:
@@ -236,6 +263,28 @@ def _check_metrics(metrics: Mapping[str, Any]) -> None:
             raise ValueError(f"metrics.{name} is {value!r}, not a finite number")
         if not 0 <= value <= 100:
             raise ValueError(f"metrics.{name} is {value}, not a percentage in 0-100")
+
+
+def _check_values(name: str, value: Any, depth: int = 0) -> None:
+    """Raise ValueError naming the field if tables and pages could not show a value in it."""
+    if depth > DEEPEST:
+        raise ValueError(f"{name} is nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_values(f"{name}'s keys", key)
+            _check_values(f"{name}.{key}", inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_values(name, inner, depth + 1)
+    elif isinstance(value, str) and value != value.encode(errors="replace").decode():
+        raise ValueError(f"{name} is {value!a}, which is not Unicode text")
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} is {value}, not a finite number")
+
+
+def _printable(text: str) -> str:
+    """Return the text in one line that any terminal shows: what is not printable becomes its escape."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from common.errors import UserError, rank
-from common.files import set_aside, sha256_of_file, write_json
+from common.files import is_whole, set_aside, sha256_of_file, write_json
 from common.names import OVERWRITE
 from common.records import SCHEMA, RecordKey, git_state, read_record, validate, versions
 
@@ -98,7 +98,7 @@ class Job:
         if not self.place.is_file():
             return False
         if self._is_of(self.place, sha256):
-            return not self.again and all(product.is_file() for product in self.products)
+            return not self.again and all(map(is_whole, self.products))
         if not self.overwrite:
             raise UserError(
                 f"{self.place} is the record of another checkpoint or other settings; {OVERWRITE} to replace it (it is "

@@ -53,7 +53,8 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("pretrain", "pretrain.train", METHODS, (*EPOCHS, *TINY, SAVING.format(2)), resumes=True),
-    Stage("knn", "pretrain.knn", METHODS, ("evaluation.batch_size=16",)),
+    # In batches as the transfer suite's, which shares the features: they depend on the batch in their last bits.
+    Stage("knn", "pretrain.knn", METHODS, ("evaluation.batch_size=64",)),
     Stage("linear", "pretrain.linear", METHODS, (*EPOCHS, SAVING.format(2)), resumes=True),
     Stage("transfer", "transfer.run", ("--method", "simsiam_gsg", "--dataset", "all")),
     Stage(
@@ -93,18 +94,7 @@ FILE_LIMIT = 2**13  # bytes of a file where no tmpfs can be mounted
 # mmengine's absolute path of the last checkpoint.
 INCOMPARABLE = re.compile(r"(^|/)(\.|events\.out|vis_data/|last_checkpoint$)|\.log$|(^|/)\d{8}_\d{6}/")
 RESUME_FILE = re.compile(r"(iter|epoch)_\d+\.pth$")
-TIMES = (
-    "images_per_s",
-    "seconds",
-    "memory",
-    "created",
-    "git_commit",
-    "git_dirty",
-    "host",
-    "started",
-    "time",
-    "data_time",
-)
+TIMES = ("images_per_s", "seconds", "time", "data_time", "created", "started", "git_commit", "git_dirty", "host")
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir")
 CONTEXT: Any = multiprocessing.get_context("fork")
 
@@ -496,27 +486,39 @@ def run_fault(fault: Fault, disk: Disk, folder: Path, wanted: Undisturbed, logs:
     disk.mend()
     said, victim = str(fault), None
     if fault.kind in ("truncate", "flip"):
-        victim, mine = newest(disk, before, wanted.touched, draw)
-        if victim is None:
-            raise RuntimeError(f"{stage.name}: there is no file to damage")
-        name = str(victim.relative_to(disk.root))
-        said += f", then of {name}"
-        damage(victim, fault.kind, draw)
-        if not mine:  # an input: it must be named, or do no harm, and is then restored
-            end = Running(stage, disk, logs / "damaged.log", resume=True).end()
-            lost += misbehaved(fault, end)
-            changed = differences(wanted.products, products(disk.root) | {name: wanted.products.get(name, "")})
-            if name not in end.said and end.code == 0 and changed:
-                lost.append(f"a damaged {name} changes the products, and nothing says so")
-            shutil.copy2(before / name, victim)
-        elif "/features/" in name:  # what was made of it goes, or nothing would read it
-            for path in [*disk.root.glob("results/**/*"), *disk.root.glob("reports/**/*")]:
-                if path.is_file() and not (before / path.relative_to(disk.root)).is_file():
-                    path.unlink()
+        victim, more = damage_newest(fault, disk, before, wanted, logs, draw)
+        said += f", then of {victim.relative_to(disk.root)}"
+        lost += more
     lost += resume(stage, disk, victim, logs)
     if not lost:
         lost += differences(wanted.products, products(disk.root))
     return said, lost
+
+
+def damage_newest(
+    fault: Fault, disk: Disk, before: Path, wanted: Undisturbed, logs: Path, draw: random.Random
+) -> tuple[Path, list[str]]:
+    """Damage what a killed stage wrote last, or else an input. Return the file, and what is lost by an input's."""
+    victim, mine = newest(disk, before, wanted.touched, draw)
+    if victim is None:  # it was killed too early
+        Running(fault.stage, disk, logs / "whole.log", resume=True).end()
+        victim, mine = newest(disk, before, wanted.touched, draw)
+    if victim is None:
+        raise RuntimeError(f"{fault.stage.name} leaves no file to damage")
+    name, lost = str(victim.relative_to(disk.root)), []
+    damage(victim, fault.kind, draw)
+    if not mine:  # it must be named, or do no harm, and is then restored
+        end = Running(fault.stage, disk, logs / "damaged.log", resume=True).end()
+        lost = misbehaved(fault, end)
+        changed = [line for line in differences(wanted.products, products(disk.root)) if not line.startswith(name)]
+        if name not in end.said and end.code == 0 and changed:
+            lost.append(f"a damaged {name} changes the products, and nothing says so")
+        shutil.copy2(before / name, victim)
+    elif "/features/" in name:  # what was made of it goes, or nothing would read it
+        for path in [*disk.root.glob("results/**/*"), *disk.root.glob("reports/**/*")]:
+            if path.is_file() and not (before / path.relative_to(disk.root)).is_file():
+                path.unlink()
+    return victim, lost
 
 
 def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: random.Random) -> list[Ended]:
@@ -525,12 +527,12 @@ def disturb(fault: Fault, disk: Disk, wanted: Undisturbed, logs: Path, draw: ran
     struck: list[int] = []
 
     def at(number: int, path: Path) -> None:
-        if number >= target and not struck:
+        if fault.by_file and number >= target and not struck:
             struck.append(number)  # first, for the fault has operations of its own
             if not strike(fault.kind, disk, os.getpid(), draw, path):
                 struck.clear()
 
-    run = Running(fault.stage, disk, logs / "disturbed.log", at=at if fault.by_file else _nothing)
+    run = Running(fault.stage, disk, logs / "disturbed.log", at=at)
     if fault.by_file or run.wait(fault.share * wanted.seconds):
         return [run.end()]
     if fault.kind == "twice":
@@ -653,7 +655,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=cli.whole("--only", 0), help="let this one happen alone, by its number")
     parser.add_argument("--stages", nargs="+", default=names, choices=names, help="the stages to disturb")
     parser.add_argument("--jobs", type=cli.whole("--jobs", 1), default=os.cpu_count() or 1, help="faults at a time")
-    parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="where records of progress and logs go")
+    parser.add_argument(
+        "--work", type=cli.path, default=Path("runs/chaos"), help="where records of progress and logs go"
+    )
     return parser.parse_args(argv)
 
 

@@ -51,10 +51,15 @@ class Runner(MMEngineRunner):
     settings: str = ""
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
-        """Return mmengine's logger, which writes everything to the file, but only errors to the console."""
+        """Return mmengine's logger, which writes everything to the file, but only errors to the console.
+
+        A file that cannot be written raises OSError; logging itself would print a traceback and go on.
+        """
         logger = super().build_logger(log_level, log_file, **kwargs)
         for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = _raise  # type: ignore[method-assign]
+            else:
                 handler.setLevel(logging.ERROR)
         return logger
 
@@ -189,6 +194,10 @@ class Runner(MMEngineRunner):
         options = self.cfg.get("compile")
         if options:
             unwrapped(self.model).backbone.compile(**({} if options is True else options))
+
+
+def _raise(record: logging.LogRecord) -> None:
+    raise  # what logging has caught
 
 
 def _images_channels_last(preprocessor: nn.Module, arguments: Any, batch: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 import common.engine.steps  # noqa: F401  (registers the loop and the wrapper that the configs name)
-from common.checkpoint import Checkpoint
+from common.checkpoint import Checkpoint, save_tensors
 from common.embedded import ensure_embedded
 from common.engine.batch import plan_batch, processes
 from common.engine.processes import unwrapped
@@ -32,7 +32,7 @@ from common.engine.runner import (
     with_config_mistakes_named,
 )
 from common.errors import UserError
-from common.files import atomic_path, atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
+from common.files import atomic_write, is_whole_zip, sha256_of_file, sha256_of_text
 from common.mmlab.jobs import CONFIG, WEIGHTS, Finetuning
 from common.run import Measured, record
 
@@ -194,8 +194,7 @@ def save_weights(runner: Runner, *, settings: str) -> None:
         "iter": runner.iter,
         "settings_sha256": settings,
     }
-    with atomic_path(Path(runner.work_dir) / WEIGHTS) as temporary:
-        torch.save({"state_dict": tensors, "meta": meta}, temporary)
+    save_tensors(Path(runner.work_dir) / WEIGHTS, {"state_dict": tensors, "meta": meta})
 
 
 def trained_weights(job: Finetuning) -> Path | None:

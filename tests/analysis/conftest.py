@@ -99,7 +99,7 @@ class Maker:
 
     def tsne_files(self, stem, n=60, models=("simsiam", "simsiam_gsg")) -> None:
         """The files of a t-SNE figure of random points, under a name that `make tsne` gives."""
-        from analysis import drawing, embedding, tsne
+        from analysis import drawing, embedding, products, tsne
 
         rng = np.random.default_rng(0)
         labels = np.arange(n) % 3
@@ -113,6 +113,8 @@ class Maker:
         (where / f"{stem}.json").write_text(json.dumps(content))
         side = tsne.THUMBNAIL * int(np.ceil(np.sqrt(n)))
         Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(where / f"{stem}.webp")
+        files = [where / f"{stem}{ending}" for ending in (".png", ".json", ".webp")]
+        products.make_once(where, stem, [], files, lambda: None)
 
 
 @pytest.fixture

@@ -70,7 +70,14 @@ def test_an_interrupted_measurement_keeps_what_it_has(scope, checkpoint, monkeyp
     assert list(content["checkpoints"]) == ["simsiam"]
     (scope.reports / "demo" / "geometry.json").write_text("{")  # spoilt: all are measured again
     monkeypatch.setattr(spread, "measure", measure)
-    assert len(json.loads(geometry.build(scope).with_suffix(".json").read_text())["checkpoints"]) == 2
+    path = geometry.build(scope).with_suffix(".json")
+    content = json.loads(path.read_text())
+    assert len(content["checkpoints"]) == 2
+    for spoilt in (0.5, float("nan"), None, [1]):  # edited numbers are not taken for measured ones
+        edited = {**content["checkpoints"], "byol": {**content["checkpoints"]["byol"], "alignment": spoilt}}
+        path.write_text(json.dumps({**content, "checkpoints": edited}))
+        geometry.build(scope)
+        assert json.loads(path.read_text()) == content
 
 
 @pytest.mark.parametrize(("label", "size"), [("digits", 32), ("cifar10", 32), ("imagenet", 48)])

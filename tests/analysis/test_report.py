@@ -13,7 +13,7 @@ import pytest
 
 from analysis import figures, protocol, report
 from common.errors import UserError
-from common.records import read_records
+from common.records import PROTOCOL, read_records
 from tests.analysis.conftest import folders
 
 HERE = Path(report.__file__).parent
@@ -30,11 +30,12 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.images, self.ids, self.links, self.numbers = [], [], [], [], []
+        self.open, self.images, self.ids, self.links, self.numbers, self.tags = [], [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
+        self.tags.append((tag, list(attributes)))
         if tag == "img":
             self.images.append(attributes)
         if tag == "a":
@@ -157,7 +158,7 @@ def test_a_corrupt_record_is_named_at_the_end_of_a_page(full, capsys):
     spoilt = next((full.results / "demo").rglob("*.json"))
     spoilt.write_text("{")
     for _ in range(2):  # an up-to-date page names it too
-        with pytest.raises(UserError, match="skipped 1 file that is not a valid record"):
+        with pytest.raises(UserError, match="skipped 1 file, see above"):
             report.main(folders(full.reports.parent))
         assert f"skipped: {spoilt} is not a valid results record" in capsys.readouterr().err
     assert "made from 2 results" in (full.reports / "demo" / "index.html").read_text()
@@ -169,6 +170,26 @@ def test_spoilt_digests_only_cost_time(full):
         (page.parent / ".inputs.json").write_text(spoilt)
         build(full)
         assert "page" in json.loads((page.parent / ".inputs.json").read_text())
+
+
+@pytest.mark.parametrize("content", [b"", b"edited", None])
+def test_products_that_changed_are_made_again_or_left_out(full, capsys, content):
+    folder = build(full).parent
+    whole = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+    for name in ("curves.png", "curves-loss-epoch.svg", "segmentation.pdf", "index.html", "tsne-flowers-mine.png"):
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+    capsys.readouterr()
+    text = build(full).read_text()
+    out = capsys.readouterr().out
+    for name in ("curves.png", "segmentation.png", "index.html"):
+        assert f"written: {folder / name}" in out
+    assert f"up to date: {folder / 'detection-voc.png'}" in out
+    assert (folder / "curves-loss-epoch.svg").read_bytes() == whole["curves-loss-epoch.svg"]
+    if content is not None:
+        assert f"left out: {folder / 'tsne-flowers-mine.png'}: its files are not as `make tsne` left them" in out
+    assert 'class="tsne"' not in text
 
 
 def test_an_up_to_date_page_loads_no_heavy_library(full):
@@ -237,3 +258,31 @@ def test_text_has_the_contrast_of_aa(scheme, ink, ground):
     )
     colours = light if scheme == "light" else {**light, **dark}
     assert contrast(colours[ink], colours[ground]) >= 4.5
+
+
+HOSTILE = """$\\frac{$</script></pre><script>a()</script><img src=x onerror=a()>"' onload='a()' javascript:a()"""
+
+
+def test_the_page_escapes_whatever_a_record_says(full, record, change):
+    """Every text of a record: none becomes a tag, an attribute or a link."""
+    plain = Page(build(full).read_text())
+    name = HOSTILE.replace("/", "-")
+    sweep = {"weight_decay": [0.1, 1.0], "val": [1.0, 2.0], "converged": [True, True]}
+    chosen = {"weight_decay": 1.0, "validation": 2.0, "metric": name}
+    for task, metric in (("knn", "top1"), ("segmentation", "mIoU"), ("recognition", "accuracy")):
+        path = record(name, task, name, {metric: 1.0}, variant=name, protocol=chosen, details={"sweep": sweep})
+        texts = {"host", "device", "started", "git_commit", "config_sha256", "checkpoint_sha256", "data_fingerprint"}
+
+        def spoil(content, texts=texts):
+            content["provenance"] |= dict.fromkeys(texts, HOSTILE) | {"versions": {HOSTILE: HOSTILE}}
+            content["protocol"] |= {name: HOSTILE for name, fact in PROTOCOL.items() if fact.kind is str}
+
+        change(path, spoil)
+    text = build(full).read_text()
+    page = Page(text)
+    assert text.count("&lt;script&gt;") > 20
+    assert page.open == []
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert sum(tag == "script" for tag, _ in page.tags) == sum(tag == "script" for tag, _ in plain.tags)
+    assert {name for _, names in page.tags for name in names} == {name for _, names in plain.tags for name in names}
+    assert all(link.startswith("#") for link in page.links)

@@ -335,7 +335,7 @@ def test_a_corrupt_record_is_named_and_skipped(scope, record, capsys):
     moved = good.with_name("digits-seed5.json")
     moved.write_bytes(good.read_bytes())
     command = ["--results", str(scope.results), "--reports", str(scope.reports)]
-    with pytest.raises(UserError, match="skipped 2 files that are not valid records"):
+    with pytest.raises(UserError, match="skipped 2 files, see above"):
         tables.main(command)
     out, err = capsys.readouterr()
     assert "12.00" in out
@@ -432,3 +432,15 @@ def test_ten_thousand_records_take_under_five_seconds(scope, record):
 
 def test_marks_after_z():
     assert [render.mark(k) for k in (0, 27, 26 * 27)] == ["a", "ab", "aaa"]
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_of_a_csv_is_a_formula(scope, record, first):
+    label = f"{first}=cmd|' /C calc'!A0"
+    for model, value in (("byol", 2.0), ("byol_gsg", 1.0), (label, 3.0)):
+        record(model, "knn", label, {"top1": value}, protocol={"splits": label} if value == 3 else {})
+    rows = list(csv_reader.reader(io.StringIO(csv(build(scope)[0]))))
+    numbers = re.compile(r"-?\d+(\.\d+)?")
+    assert all(cell[:1] not in tuple("=+-@\t\r") or numbers.fullmatch(cell) for row in rows for cell in row if cell)
+    assert {row[2] for row in rows} >= {"'" + label.strip()}
+    assert "-1.0" in [cell for row in rows for cell in row]  # a number stays one

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
 
-from analysis import embedding, features, tsne
+from analysis import embedding, features, geometry, tsne
 from common.errors import UserError
 from tests.analysis.conftest import resolved
 
@@ -114,6 +114,30 @@ def test_scores_of_one_class_leave_the_silhouette_out():
     found = embedding.scores(x, x[:, :2], np.zeros(6, int))
     assert "silhouette" not in found
     assert "silhouette undefined" in tsne.caption(found)
+
+
+@pytest.mark.parametrize("images", [tsne.LEAST, 7])
+def test_features_of_a_collapsed_network_have_a_map_too(images):
+    x = np.ones((images, 8), np.float32)
+    points = embedding.embed(x)
+    assert np.isfinite(points).all()
+    assert np.isfinite(list(embedding.scores(x, points, np.arange(images) % 2).values())).all()
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_images_are_drawn_or_end_in_one_line(tmp_path, checkpoint, count, classes):
+    root = tmp_path / "few"
+    for k in range(count):
+        (root / f"class{k % classes}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * k, 0, 0)).save(root / f"class{k % classes}" / f"{k}.png")
+    scope = resolved(tmp_path, "--checkpoint", checkpoint("a"), "--name", "a", "--data-root", root, "--size", 32)
+    for build, least in ((tsne.build, 4), (geometry.build, 2)):
+        if count >= least:
+            assert build(scope).is_file()
+        else:
+            with pytest.raises(UserError, match=f"at least {least} images are needed, and .*few has {count} and"):
+                build(scope)
 
 
 def test_a_part_is_a_data_set_of_its_own(scope):

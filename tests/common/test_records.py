@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -49,6 +50,7 @@ VALID = {
         "seconds": 12.3,
     },
 }
+OLD = {name: value for name, value in VALID.items() if name != "variant"} | {"schema": 1}
 KEY = RecordKey("demo", "recognition", "simsiam_gsg", "digits", 0)
 ABSENT = object()
 
@@ -239,20 +241,56 @@ def test_a_record_in_the_folder_of_another_profile_is_a_problem(tmp_path):
         (json.dumps(VALID)[:100], "column"),
         ("", "column"),
         ("\xff", "utf-8"),
+        ("\xef\xbb\xbf" + json.dumps(VALID), "BOM"),
+        ("[" * 100_000, "recursion"),
+        (json.dumps(VALID)[:-1] + ', "details": ' + '{"a": ' * 900 + "1" + "}" * 901, "nested more than 20 deep"),
+        (json.dumps(VALID)[:-1] + ', "seed": ' + "9" * 5000 + "}", "4300 digits"),
+        (json.dumps(changed("provenance.host", "a\ud800")), "provenance.host is 'a\\ud800', which is not Unicode text"),
+        (json.dumps(changed("model", "\udfff")), "model is '\\udfff', which is not Unicode text"),
+        (json.dumps(changed("provenance.versions", {"\ud800": "1"})), "provenance.versions's keys is '\\ud800'"),
+        (json.dumps(changed("variant", 3)), "variant is 3, of the wrong type"),
+        (json.dumps(changed("protocol.test_scales", [[float("nan")]])), "protocol.test_scales is nan"),
+        (json.dumps(changed("provenance.seconds", 10**400)), "provenance.seconds is 1000"),
+        (json.dumps(changed("a\n\x1b[31mb", 1)), "a\\n\\x1b[31mb is not part of the schema"),
+        (json.dumps(OLD | {"protocol": {"variant": 3}}), "protocol.variant is 3, of the wrong type"),
+        (json.dumps(OLD | {"protocol": {"variant": ["c4"]}}), "protocol.variant is ['c4'], of the wrong type"),
     ],
 )
 def test_an_invalid_record_on_disk_is_one_line_with_file_and_field(tmp_path, content, field):
     path = KEY.path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(content.encode("latin-1"))
-    for read in (lambda: read_record(path),):
-        with pytest.raises(UserError) as caught:
-            read()
-        line = str(caught.value)
-        assert len(line.splitlines()) == 1
-        assert line.startswith(f"{path} is not a valid results record: ")
-        assert field in line
-        assert read_records(tmp_path, "demo") == ([], [line])
+    with pytest.raises(UserError) as caught:
+        read_record(path)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert len(line) < 600
+    assert line.startswith(f"{path} is not a valid results record: ")
+    assert field in line
+    assert read_records(tmp_path, "demo") == ([], [line])
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path):
+    results, outside = tmp_path / "results", tmp_path / "outside"
+    path = write_record(tmp_path / "away", KEY, {"accuracy": 1.0})
+    (results / "demo").mkdir(parents=True)
+    (results / "demo" / "recognition").symlink_to(path.parent.parent)
+    outside.mkdir()
+    (outside / "back").symlink_to(results)
+    (results / "demo" / "outside").symlink_to(outside)
+    (results / "demo" / "self").symlink_to(".")
+    (results / "demo" / "nothing").symlink_to("missing")
+    records, problems = read_records(results, "demo")
+    assert ([key_of(record) for record in records], problems) == ([KEY], [])
+
+
+def test_what_is_not_a_file_is_one_problem(tmp_path):
+    (tmp_path / "demo" / "folder.json").mkdir(parents=True)
+    os.mkfifo(tmp_path / "demo" / "fifo.json")
+    (tmp_path / "demo" / "link.json").symlink_to("missing")
+    records, problems = read_records(tmp_path, "demo")
+    assert (records, len(problems)) == ([], 3)
+    assert all("json is not a valid results record: it is not a readable file" in problem for problem in problems)
 
 
 @pytest.fixture

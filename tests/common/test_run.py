@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.errors import UserError
 from common.files import sha256_of_file
@@ -47,11 +48,12 @@ def test_a_run_is_done_once(job, capsys):
     assert pending([replace(job, again=True)])
 
 
-@pytest.mark.parametrize("cause", ["checkpoint", "settings", "record", "seed", "product"])
+@pytest.mark.parametrize("cause", ["checkpoint", "settings", "record", "seed", "product", "empty", "flipped"])
 def test_a_run_is_done_again_for(tmp_path, job, cause):
-    product = tmp_path / "prediction.png"
-    product.touch()
-    job = replace(job, products=[product])
+    product, weights = tmp_path / "prediction.png", tmp_path / "final.pth"
+    product.write_text("pixels")
+    torch.save({"bias": torch.zeros(100)}, weights)
+    job = replace(job, products=[product, weights])
     path = finish(job)
     assert pending([job]) == []
     changes = {}
@@ -63,8 +65,14 @@ def test_a_run_is_done_again_for(tmp_path, job, cause):
         path.unlink()
     elif cause == "seed":
         changes = dict(key=replace(KEY, seed=1))
-    else:
+    elif cause == "product":
         product.unlink()
+    elif cause == "empty":
+        product.write_bytes(b"")
+    else:
+        content = bytearray(weights.read_bytes())
+        content[content.index(bytes(400))] ^= 1
+        weights.write_bytes(content)
     assert len(pending([replace(job, **changes)])) == 1
 
 

@@ -367,18 +367,6 @@ def test_a_missing_data_set_says_what_to_place_where(place: Place, tmp_path: Pat
         empty.run(main, "--profile=imagenet", f"--dataset={dataset}", arch="resnet50")
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("modle.backbone.depth=18", "did you mean 'model'"),
-        ("model.backbone.frozen_stage=1", "ResNet has no option 'frozen_stage'"),
-    ],
-)
-def test_a_misspelt_key_is_named(place: Place, option: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        place.run(main, options=(option,))
-
-
 @pytest.mark.slow
 def test_demo_data_is_made_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "SCENES", {"train": 2, "val": 0, "test": 1})

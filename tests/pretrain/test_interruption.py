@@ -183,7 +183,7 @@ def test_a_mistake_is_one_line_however_many_processes_make_it(space):
     said, errors = process.communicate(timeout=90)
     assert process.returncode == 1
     assert [line for line in errors.splitlines() if "rror" in line] == [
-        "error: config: BaseModel has no option 'giude'; correct its name"
+        "error: config simsiam.py: nothing reads the key 'model.giude'; did you mean 'model.guide'?"
     ]
     assert said.count("[pretrain.train]") == 1
 

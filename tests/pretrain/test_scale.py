@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -19,12 +20,12 @@ import pretrain.optim
 from common.checkpoint import load_checkpoint
 from common.engine import runner as engine
 from common.engine.batch import plan_batch, processes
-from common.engine.processes import unwrapped
+from common.engine.processes import _meeting, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
 from pretrain import knn, methods, train
 from pretrain.fit import pretrain
-from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train
+from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, start
 
 SMALL = dict(
     backbone=dict(name="test_resnet"), projector=dict(layers=2, dim=16), predictor=dict(hidden_dim=8), guide="none"
@@ -336,6 +337,78 @@ def test_more_processes_than_gpus_are_refused_before_they_meet(space, monkeypatc
     with pytest.raises(UserError, match=f"GPUS=3 processes on this machine, .*{says}"):
         run_train("--launcher", launcher, options=("train_dataloader.batch_size=12",))
     assert not torch.distributed.is_initialized()
+
+
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODELIST": "node[3-4]"}
+
+
+@pytest.fixture
+def on_slurm(monkeypatch, tmp_path):
+    """Return the function that has this process be a task of a job's step; `scontrol` does what it is told."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # to be restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def task(job: int, step: int, scontrol: str = "echo node3; echo node4") -> None:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+        os.environ.pop("MASTER_PORT", None)
+        for name, value in {**SLURM, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}.items():
+            monkeypatch.setenv(name, value)
+
+    return task
+
+
+def test_slurm_s_jobs_and_steps_meet_at_ports_of_their_own(on_slurm):
+    ports = []
+    for job in (41, 42, 10**7):
+        for step in range(3):
+            on_slurm(job, step)
+            with _meeting("slurm"):
+                ports.append(int(os.environ["MASTER_PORT"]))
+    assert len(set(ports)) == 9
+    assert all(1024 < port < 32768 for port in ports)  # where Linux begins to give ports away
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    assert [os.environ[name] for name in names] == ["1", "2", "0", "node3"]
+    on_slurm(1, 0)
+    os.environ["MASTER_PORT"] = "4711"
+    with _meeting("slurm"):
+        assert os.environ["MASTER_PORT"] == "4711"
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "says"), [("echo no such node >&2; exit 1", "no such node"), ("exit 0", ""), ("exec /nowhere", "")]
+)
+def test_a_failing_scontrol_is_one_line(on_slurm, scontrol, says):
+    on_slurm(1, 0, scontrol)
+    with pytest.raises(UserError) as caught, _meeting("slurm"):
+        raise AssertionError
+    said = str(caught.value)
+    assert said.startswith(f"`scontrol show hostnames node[3-4]` failed: {says}")
+    assert said.endswith("; set MASTER_ADDR to the first node's name")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_missing_scontrol_is_one_line(on_slurm, monkeypatch, tmp_path):
+    on_slurm(1, 0)
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="No such file or directory: 'scontrol'; set MASTER_ADDR"), _meeting("slurm"):
+        raise AssertionError
+
+
+def test_a_port_that_is_taken_is_one_line(space):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        process = start("--launcher", "pytorch", space=space, more=environment | {"MASTER_PORT": str(port)})
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"error: the processes cannot meet at MASTER_ADDR=127.0.0.1, MASTER_PORT={port}: that port is taken; set both "
+        "to a place that is free"
+    )
+    assert "Traceback" not in errors
 
 
 def test_compile_compiles_the_backbone_and_keeps_its_names(space, monkeypatch):

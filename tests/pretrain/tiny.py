@@ -59,10 +59,12 @@ def remove_export(space: Path) -> None:
     shutil.rmtree(space / "checkpoints")
 
 
-def start(*extra: str, space: Path, options: tuple[str, ...] = (), prefix=(), **kwargs) -> subprocess.Popen:
-    """Start the training of SimSiam as a process of its own; `prefix` goes before `-m pretrain.train`."""
+def start(*extra: str, space: Path, options: tuple[str, ...] = (), prefix=(), more=(), **kwargs) -> subprocess.Popen:
+    """Start the training of SimSiam as a process of its own; `prefix` goes before `-m pretrain.train`, `more`
+    into its environment.
+    """
     command = [sys.executable, *prefix, "-m", "pretrain.train", "--method", "simsiam", *extra]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **dict(more)}
     command += ["--cfg-options", *TINY, *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=space, env=environment, stdout=pipe, stderr=pipe, text=True, **kwargs)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -64,6 +65,10 @@ class Cluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def state(self, job):
+        """Return a job's state, in capitals."""
+        return re.search(r"JobState=(\w+)", self.call("scontrol", "show", "job", job))[1]
 
     def make(self, target, **variables):
         """Start `make` with this Python on the cluster."""

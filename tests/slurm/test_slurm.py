@@ -71,22 +71,20 @@ def test_two_jobs_of_two_processes_share_a_node(cluster, data, tmp_path):
         assert (folder / "checkpoints/demo/simsiam.pth").is_file()
 
 
-def test_an_array_does_every_job_of_a_suite(cluster, tmp_path):
-    small.write(tmp_path / "data")
+@pytest.fixture(scope="module")
+def array(cluster, tmp_path_factory):
+    """Start an array of two transfer runs, which goes on beside the next test."""
+    folder = tmp_path_factory.mktemp("array")
+    small.write(folder / "data")
     meta = dict.fromkeys(META_KEYS, 0) | {"arch": "test_resnet"}
-    save_checkpoint(tmp_path / "tiny.pth", build_backbone("test_resnet").state_dict(), meta)
-    runs = tmp_path / "50%j runs"
-    variables = {"PROFILE": "imagenet", "CHECKPOINT": tmp_path / "tiny.pth", "NAME": "it's", "DATA": tmp_path / "data"}
-    words = shlex.join(["--results", str(tmp_path / "results"), "--runs", str(runs), "--workers", "0"])
-    code, said, errors = ended(
-        cluster.make("transfer", DATASET="dtd pets", ARGS=words, SRUN_ARGS="--comment='two words'", **variables)
-    )
-    assert code == 0, errors
-    assert re.search(r"^Submitted batch job \d+$", said, re.M)
-    assert [record["dataset"] for record in read_records(tmp_path / "results", "imagenet")] == ["dtd", "pets"]
-    assert len(list((runs / "imagenet/transfer").glob("slurm-*_[01].log"))) == 2
+    save_checkpoint(folder / "tiny.pth", build_backbone("test_resnet").state_dict(), meta)
+    variables = {"PROFILE": "imagenet", "CHECKPOINT": folder / "tiny.pth", "NAME": "it's", "DATA": folder / "data"}
+    words = shlex.join(["--results", f"{folder}/results", "--runs", f"{folder}/50%j runs", "--workers", "0"])
+    arguments = "--comment='two words'"
+    return folder, cluster.make("transfer", DATASET="dtd pets", ARGS=words, SRUN_ARGS=arguments, **variables)
 
 
+@pytest.mark.usefixtures("array")
 def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(cluster, data, tmp_path):
     alone, folder = tmp_path / "alone", tmp_path / "job"
     options = {"train_cfg.max_epochs": 40}
@@ -99,19 +97,29 @@ def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(clus
     job = cluster.call(*batch, f"--wrap={shlex.join(map(str, command))}")
     wait_for(lambda: len(logged(folder)) > 5)
     cluster.call("scancel", "--signal=USR1", f"{job}.0")  # as the README says
-    wait_for(lambda: "JobState=FAILED" in cluster.call("scontrol", "show", "job", job))
-    assert re.search(r"^stopped by SIGUSR1 after step \d+, which is saved; ", output.read_text(), re.M)
+    wait_for(lambda: cluster.state(job) == "FAILED")
+    assert re.search("stopped by SIGUSR1 after step [0-9]+, which is saved; ", output.read_text())
     cluster.call("scontrol", "requeue", job)
+    wait_for(lambda: cluster.state(job) == "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else it waits for two minutes
-    wait_for(lambda: "JobState=COMPLETED" in cluster.call("scontrol", "show", "job", job))
+    wait_for(lambda: cluster.state(job) == "COMPLETED")
     assert ended(undisturbed)[0] == 0
     assert outcome(folder, "simsiam") == outcome(alone, "simsiam")
+
+
+def test_an_array_does_every_job_of_a_suite(array):
+    folder, process = array
+    code, said, errors = ended(process)
+    assert code == 0, errors
+    assert re.search(r"^Submitted batch job \d+$", said, re.M)
+    assert [record["dataset"] for record in read_records(folder / "results", "imagenet")[0]] == ["dtd", "pets"]
+    assert len(list((folder / "50%j runs/imagenet/transfer").glob("slurm-*_[01].log"))) == 2
 
 
 def test_a_run_is_saved_before_its_time_limit(limited):
     folder, process = limited
     code, _, errors = ended(process)
-    assert code == 2  # make's
-    assert f"Error {128 + signal.SIGUSR1}" in errors
-    (step,) = re.findall(r"^stopped by SIGUSR1 after step (\d+), which is saved; ", errors, re.M)
-    assert (folder / f"runs/demo/pretrain/simsiam/iter_{step}.pth").is_file()
+    assert (code, f"Error {128 + signal.SIGUSR1}" in errors) == (2, True), errors  # 2 is make's
+    stopped = re.search(r"stopped by SIGUSR1 after step (\d+), which is saved; ", errors)
+    assert stopped, errors
+    assert (folder / f"runs/demo/pretrain/simsiam/iter_{stopped[1]}.pth").is_file()

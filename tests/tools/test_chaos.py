@@ -1,4 +1,4 @@
-"""The harness of faults: a short run of it, what it takes for a loss, and what long runs take of memory and files."""
+"""The harness of faults: a short run of it, and what it takes for a loss."""
 
 import json
 import subprocess
@@ -14,14 +14,14 @@ ROOT = Path(chaos.__file__).parents[1]
 
 
 def test_a_dozen_faults_lose_nothing(tmp_path):
-    command = [sys.executable, "-m", "tools.chaos", "--faults", "12", "--stages", "pretrain", "knn", "--work", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.chaos", "--seed", "4", "--faults", "12", "--work", str(tmp_path)]
+    done = subprocess.run([*command, "--stages", "pretrain", "knn"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 faults, seed 0, 0 lost" in done.stdout
-    results = chaos.read_results(tmp_path / "seed0" / "results.jsonl")
+    assert "12 faults, seed 4, 0 lost" in done.stdout
+    results = chaos.read_results(tmp_path / "seed4" / "results.jsonl")
     assert sorted(results) == list(range(12))
     assert {result["stage"] for result in results.values()} == {"pretrain", "knn"}
-    assert list((tmp_path / "seed0" / "losses").iterdir()) == []
+    assert list((tmp_path / "seed4" / "losses").iterdir()) == []
 
 
 def test_the_full_plan_gives_every_stage_every_fault_and_is_the_seed_s():
