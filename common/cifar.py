@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(path: Path, content: bytes, remedy: str) -> dict[str, Any]:
     try:
+        for code, number, _ in pickletools.genops(content):
+            if code.name in ("PUT", "LONG_BINPUT") and int(number or 0) > len(content):
+                raise ValueError("it numbers more objects than it holds")  # pickle would reserve memory for all
         # Python 2 wrote the official files: its byte strings become text.
         result = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a pickle of wrong bytes may raise anything

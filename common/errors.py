@@ -18,11 +18,13 @@ LONGEST = 4000  # characters of a user's line
 class UserError(Exception):
     """A mistake that the user can correct: one line that names the thing and the remedy.
 
-    What it quotes from a file may be of any length and in no encoding: the middle of a long line is left out, and half
-    a surrogate pair, which cannot be printed, is escaped.
+    What it quotes from a file may be anything: line breaks become blanks, half a surrogate pair, which cannot be
+    printed, is escaped, and the middle of a long line is left out. Of what torch makes of an error in a DataLoader's
+    worker, a traceback, the error's own line is kept.
     """
 
     def __init__(self, line: str) -> None:
+        line = last_line(line) if line.startswith("Caught ") else " ".join(line.splitlines())
         line = line.encode(errors="backslashreplace").decode()
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 

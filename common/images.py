@@ -144,7 +144,7 @@ def open_image(path: Path) -> Image.Image:
 def turn_of(image: Image.Image) -> Image.Transpose | None:
     """Return what turns a loaded image upright; a damaged EXIF block asks for nothing, as in detectron2."""
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return None
 

@@ -166,7 +166,7 @@ def read_voc(root: Path, name: str, classes: Sequence[str], split: str, remedy: 
     for word in classes:
         path = root / "ImageSets" / "Main" / f"{word}_{split}.txt"
         rows = [line.split() for line in _lines(path, remedy)]
-        if not rows or any(len(row) != 2 or row[1] not in ("1", "0", "-1") for row in rows):
+        if any(len(row) != 2 or row[1] not in ("1", "0", "-1") for row in rows):
             raise UserError(f"data set file {path} is not a list of images with 1, 0 or -1; restore it")
         stems = [stem for stem, _ in rows]
         if order is not None and stems != order:
@@ -191,17 +191,19 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
             raise UserError(f"data set {name}: {path} is damaged; {how}")
     try:
         source = read()
-        files, labels = _files_and_labels(source)
+        files, numbers = _files_and_labels(source)
         paths = [str(Path(file).relative_to(root)) for file in files]
-        labels, classes = np.asarray(labels), [str(word) for word in source.classes]
+        labels, classes = np.asarray(numbers), [str(word) for word in source.classes]
         if labels.dtype.kind not in "iu":
             raise ValueError("a label is not a whole number")
+        if not paths:
+            raise ValueError("it lists no image")
     except Exception as error:  # the parsers of five formats have errors of their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"data set {name}: the {split} list in {root} is damaged ({reason}); {how}") from error
-    for path, label in zip(paths, labels.tolist(), strict=True):
+    for image, label in zip(paths, labels.tolist(), strict=True):
         if not 0 <= label < len(classes):
-            said = f"data set {name}: {root / needs[-1]} gives {path} the label {label}"
+            said = f"data set {name}: {root / needs[-1]} gives {image} the label {label}"
             raise UserError(f"{said}, beyond 0 to {len(classes) - 1}; {how}")
     if len(set(classes)) < len(classes):
         twice = next(word for word in classes if classes.count(word) > 1)
@@ -211,7 +213,10 @@ def _official(name: str, data: Path, split: str, needs: Sequence[str], read: Cal
 
 @cache
 def _is_readable(path: Path, changed: int) -> bool:
-    """Return whether scipy reads a .mat file, in a process of its own: one that is damaged can end the process."""
+    """Return whether scipy reads a .mat file; `changed` is its time of change, so that each state is read once.
+
+    In a process of its own, because a damaged file can crash scipy.
+    """
     script = "import sys, scipy.io; scipy.io.loadmat(sys.argv[1], squeeze_me=True)"
     return subprocess.run([sys.executable, "-c", script, path], capture_output=True, check=False).returncode == 0
 
@@ -228,4 +233,7 @@ def _lines(path: Path, remedy: str) -> list[str]:
         text = read_bytes(path, "data set file", remedy).decode()
     except ValueError:
         raise UserError(f"data set file {path} is not text in UTF-8; {remedy}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"data set file {path} is empty; {remedy}")
+    return lines

@@ -160,9 +160,8 @@ def read_splits(name: str, data: Path) -> "dict[str, LabelledImages]":
     for split, other in others:  # labels are places in the list of classes
         if list(images.classes) != list(other.classes):
             odd = ", ".join(sorted(set(images.classes) ^ set(other.classes))) or "by their order"
-            raise UserError(
-                f"data set {name}: {first} and {split} differ in the classes {odd}; restore {data / SOURCES[name].folder}"
-            )
+            folder = data / SOURCES[name].folder
+            raise UserError(f"data set {name}: {first} and {split} differ in the classes {odd}; restore {folder}")
     return splits
 
 

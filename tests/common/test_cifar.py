@@ -140,6 +140,15 @@ def test_a_cut_pickle_is_a_user_s_error(tmp_path, length):
         cifar10(tmp_path, "test")
 
 
+@pytest.mark.parametrize("code", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_a_pickle_cannot_reserve_memory(tmp_path, code):
+    """Pickle keeps a table of as many objects as the highest number says: 16 GB here."""
+    path = python_version(tmp_path) / "test_batch"
+    path.write_bytes(b"\x80\x02}" + code + b".")
+    with pytest.raises(UserError, match="it numbers more objects than it holds"):
+        cifar10(tmp_path, "test")
+
+
 def test_binary_files_that_do_not_fit(tmp_path):
     folder = binary_version(tmp_path)
     path = folder / "test_batch.bin"

@@ -261,6 +261,16 @@ def test_a_number_that_makes_no_sense_is_refused(text):
         parse(text)
 
 
+def test_a_user_s_line_is_one_printable_line_whatever_it_quotes():
+    assert (
+        str(UserError("image a\nb\u2028c\ud800 is missing; restore it")) == r"image a b c\ud800 is missing; restore it"
+    )
+    line = str(UserError(f"list {'x' * 10**6} is damaged; restore it"))
+    assert line.startswith("list xxx")
+    assert line.endswith("xxx is damaged; restore it")
+    assert len(line) < 5000
+
+
 def test_an_argument_that_is_not_utf8_is_refused_in_printable_words():
     with pytest.raises(UserError, match=r"^argument 'sets/caf\\udce9' is not UTF-8; rename what it names$"):
         parse("--data", os.fsdecode(b"sets/caf\xe9"))

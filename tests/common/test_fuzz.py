@@ -59,7 +59,7 @@ def test_the_official_files_of_a_data_set(name, tiny, tmp_path):
     files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.suffix != ".jpg"]
     for path in files[:6]:
         # A process of its own reads each .mat file.
-        fuzz(path, read, 5 if path.suffix == ".mat" else 25, named=tmp_path / SOURCES[name].folder)
+        fuzz(path, read, 3 if path.suffix == ".mat" else 25, named=tmp_path / SOURCES[name].folder)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, on what it meets in a pickle

@@ -12,7 +12,7 @@ from tests.fuzzing import fuzz
 
 def test_voc_annotations(official: Path) -> None:
     path = official / "VOCdevkit/VOC2012/Annotations/2008_000001.xml"
-    fuzz(path, lambda: read_voc(path, ("aeroplane", "bicycle", "bird")), 200)
+    fuzz(path, lambda: read_voc(path, ("aeroplane", "bicycle", "bird")), 100)
 
 
 def test_voc_data_sets(official: Path) -> None:
