@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.files import sha256_of_text
 from common.names import PROFILES
 
 SCHEMA = 2  # 1 had the variant in the protocol, whose names were free; its records are still read
@@ -101,9 +102,10 @@ PROTOCOL: dict[str, Fact] = {
     "split_sha256": Fact(str, "of the split file", is_setting=False),
 }
 
-# Former names of facts, still written and read, and the former values of `precision`.
+# What --amp says, as the fact `precision` has it.
+PRECISIONS = {None: "float32", "fp16": "float16", "bf16": "bfloat16"}
+# Facts by the names that they had when records began; `amp` had the values of --amp.
 FORMER_NAMES = {"batch_size": "batch", "amp": "precision"}
-_FORMER_PRECISIONS = {"None": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 _FIELDS: dict[str, Kind] = {
     "schema": int,
@@ -120,7 +122,7 @@ _FIELDS: dict[str, Kind] = {
 
 DEEPEST = 20  # lists and objects in each other; our own records have four
 
-_OPTIONAL: dict[str, Kind] = {"details": dict}
+_OPTIONAL: dict[str, Kind] = {"details": dict, "sha256": str}
 
 _PROVENANCE: dict[str, Kind] = {
     "checkpoint_sha256": str,
@@ -179,6 +181,11 @@ def validate(record: Any) -> None:
         _check_values(name, value)
 
 
+def digest(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record's content, which its field `sha256` keeps: a flipped digit is valid JSON."""
+    return sha256_of_text(json.dumps(record, sort_keys=True))
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """Read and validate one record; one of schema 1 is returned as the present schema has it.
 
@@ -189,6 +196,8 @@ def read_record(path: Path) -> dict[str, Any]:
             raise OSError("it is not a readable file")
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
+        if record.pop("sha256", None) not in (None, digest(record)):
+            raise ValueError("it does not fit its sha256: it was changed or damaged after it was written")
         protocol = _renamed(record["protocol"])
         if record["schema"] == 1:
             record |= {"schema": SCHEMA, "variant": protocol.pop("variant", None)}
@@ -249,7 +258,8 @@ def _renamed(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Return the protocol with the present names of its facts."""
     renamed = {FORMER_NAMES.get(name, name): value for name, value in protocol.items()}
     if "amp" in protocol:
-        renamed["precision"] = _FORMER_PRECISIONS.get(str(protocol["amp"]), protocol["amp"])
+        amp = protocol["amp"]
+        renamed["precision"] = next((name for flag, name in PRECISIONS.items() if flag == amp), amp)
     return renamed
 
 

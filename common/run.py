@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from common.errors import UserError, rank
 from common.files import is_whole, set_aside, sha256_of_file, write_json
 from common.names import OVERWRITE
-from common.records import SCHEMA, RecordKey, git_state, read_record, validate, versions
+from common.records import SCHEMA, RecordKey, digest, git_state, read_record, validate, versions
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -184,7 +184,7 @@ def record(job: J, measure: "Callable[[J, Checkpoint], Measured]") -> Path:
     validate(content)
     if job.stands_in_the_way():
         print(f"replacing a record of other settings, which is kept: {set_aside(job.place)}", flush=True)
-    write_json(job.place, content)
+    write_json(job.place, content | {"sha256": digest(content)})
     shown = "  ".join(f"{name} {value:.2f}" for name, value in content["metrics"].items())
     print(f"{job.subject.name}, {job.key.task} on {job.key.stem}: {shown}  -> {job.place}", flush=True)
     return job.place

@@ -69,8 +69,9 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
     optimizer = config.optim_wrapper.optimizer
     protocol = {
         "epochs": runner.max_epochs,
-        "batch_size": batch,
+        "batch": batch,
         "lr": optimizer.lr,
+        "precision": config.optim_wrapper.get("dtype") or "float32",
         "optimizer": optimizer.type,
         "n_train": len(sets[0].labels),
         "n_test": len(sets[1].labels),

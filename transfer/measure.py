@@ -7,6 +7,7 @@ from common.checkpoint import Checkpoint
 from common.features import evaluation_transform, extract_features, pick_device, pick_workers
 from common.files import sha256_of_file, sha256_of_text, write_json
 from common.images import ImageFiles
+from common.records import PRECISIONS
 from common.run import Measured
 from common.sources import SOURCES
 from transfer.datasets import Recognition, check_labels, load
@@ -51,7 +52,7 @@ def measure(job: Transfer, checkpoint: Checkpoint) -> Measured:
         "image_size": spec.size,
         "resize": spec.resize,
         "splits": spec.origin,
-        "amp": job.amp,
+        "precision": PRECISIONS[job.amp],
         "any_size": job.any_size,
         **split,
     }

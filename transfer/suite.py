@@ -176,9 +176,9 @@ def _wait_for(command: Sequence[str]) -> None:
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sbatch:
             for line in sbatch.stdout or ():
-                print(line, end="", flush=True)
                 if line.startswith("Submitted batch job "):
                     job = line.split()[3]
+                print(line, end="", flush=True)
     except FileNotFoundError:
         raise UserError("--launcher slurm needs sbatch, which is not on PATH; leave LAUNCHER=slurm out") from None
     except KeyboardInterrupt:

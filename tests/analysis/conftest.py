@@ -170,6 +170,7 @@ def change():
 
     def in_file(path, how) -> None:
         content = json.loads(path.read_text())
+        content.pop("sha256", None)
         how(content)
         path.write_text(json.dumps(content))
 

@@ -409,7 +409,7 @@ def test_command_prints_the_tables(scope, record, capsys):
 def test_ten_thousand_records_take_under_five_seconds(scope, record):
     """`make tables` as a process of its own, from 10,000 files: 250 models, 8 data sets, 5 seeds."""
     text = Path(record("byol", "recognition", "digits", {"accuracy": 1.0}, protocol={"grid": 45})).read_text()
-    template = json.loads(text)
+    template = {name: value for name, value in json.loads(text).items() if name != "sha256"}
     for k in range(250):
         folder = scope.results / "demo" / "recognition" / f"model{k}"
         folder.mkdir()

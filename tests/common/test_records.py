@@ -145,6 +145,13 @@ def test_details_are_kept_and_must_be_an_object(tmp_path):
         validate({**VALID, "details": []})
 
 
+def test_a_flipped_digit_is_found(tmp_path):
+    path = write_record(tmp_path, KEY, {"accuracy": 91.2})
+    path.write_text(path.read_text().replace("91.2", "97.2"))
+    with pytest.raises(UserError, match=r"does not fit its sha256: .*; delete it and run its command again$"):
+        read_record(path)
+
+
 EVERY_FIELD = [*VALID, *(f"provenance.{name}" for name in VALID["provenance"])]
 
 

@@ -176,7 +176,7 @@ def test_linear_evaluation_of_imagenet_runs_by_accumulation_and_on_two_processes
         records.append(json.loads((space / where / "imagenet/linear/tiny/data-seed0.json").read_text()))
     one, two = records
     assert one["protocol"] == two["protocol"]
-    assert (one["protocol"]["batch_size"], one["protocol"]["optimizer"]) == (12, "LARS")
+    assert (one["protocol"]["batch"], one["protocol"]["optimizer"]) == (12, "LARS")
     assert one["metrics"] == pytest.approx(two["metrics"])
     assert set(one["metrics"]) == {"top1", "top5", "best_top1", "best_top5"}
 
