@@ -398,9 +398,9 @@ def digest_of_content(path: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return JSON content without times and hosts; a checkpoint's hash counts neither, for its file holds a time."""
+    """Return JSON content without times and hosts; nor hashes of what holds them."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if key not in (*TIMES, "checkpoint_sha256")}
+        return {key: plain(item) for key, item in value.items() if key not in (*TIMES, "checkpoint_sha256", "sha256")}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 

@@ -84,6 +84,7 @@ def array(cluster, tmp_path_factory):
     return folder, cluster.make("transfer", DATASET="dtd pets", ARGS=words, SRUN_ARGS=arguments, **variables)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("array")
 def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(cluster, data, tmp_path):
     alone, folder = tmp_path / "alone", tmp_path / "job"
@@ -102,7 +103,7 @@ def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(clus
     cluster.call("scontrol", "requeue", job)
     wait_for(lambda: cluster.state(job) == "PENDING")
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else it waits for two minutes
-    wait_for(lambda: cluster.state(job) == "COMPLETED")
+    wait_for(lambda: cluster.state(job) == "COMPLETED", 240)
     assert ended(undisturbed)[0] == 0
     assert outcome(folder, "simsiam") == outcome(alone, "simsiam")
 
