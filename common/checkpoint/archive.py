@@ -113,7 +113,7 @@ def flatten(content: Any) -> dict[str, Tensor]:
             found.setdefault(name[:-1], value.detach())
             if len(found) > TENSORS:
                 raise UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
-        elif value is not None and id(value) not in seen:
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             if depth > DEPTH:
                 raise UnreadableError(f"is nested more than {DEPTH} levels deep", NO_CHECKPOINT)
@@ -166,6 +166,8 @@ def _read_zip(path: Path, size: int) -> Any:
             raise UnreadableError("is not a checkpoint")
         (table,) = tables
         folder = table.removesuffix("data.pkl")
+        for info in archive.infolist():
+            info.CRC = info.CRC or None  # type: ignore[assignment]  # 0: saved without; zipfile would compare it
         with archive.open(table) as stream:
             asked = _survey(stream)
         if asked <= PLAIN and (content := _by_torch(path)) is not None:

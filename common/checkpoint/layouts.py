@@ -118,7 +118,8 @@ class Network:
         return self.prefix.removesuffix(".") or "."
 
     def __str__(self) -> str:
-        return f"{self.key} ({self.arch or 'no known ResNet'}{f', {self.problem}' if self.problem else ''})"
+        what = [self.arch or "no known ResNet", *([self.problem] if self.problem else [])]
+        return f"{self.key if self.prefix else 'bare names'} ({', '.join(what)})"
 
 
 class Recognised(NamedTuple):
@@ -225,7 +226,7 @@ def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None, foreign: list
         return "a number of blocks that none has"
     expected = shapes_of(arch)
     if missing := sorted(set(expected) - set(shapes)):
-        return f"{len(missing)} of {len(expected)} tensors are missing: {', '.join(missing[:3])}"
+        return f"{len(missing)} of {len(expected)} tensors are missing or not plain numbers: {', '.join(missing[:3])}"
     for name, shape in shapes.items():
         if name not in expected:
             return f"{name} is not part of it"
