@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.files import atomic_write, sha256_of_network, write_json
 
 SCHEMA = 1
+SHOWN = 20  # parts of a file that were not taken
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SOURCE = "source"  # metadata that only imported checkpoints have: where they come from
@@ -64,7 +65,9 @@ class Checkpoint:
     def loaded(self) -> str:
         """A line for the log: the tensors loaded (all of them, or the file was refused), whence, and what was not."""
         total = len(self.state_dict)
-        others = ", ".join(self.left_out) or "none"
+        others = ", ".join(self.left_out[:SHOWN]) or "none"
+        if len(self.left_out) > SHOWN:
+            others += f" and {len(self.left_out) - SHOWN} more"
         what = f"{self.arch}; layout: {self.layout}; prefix: {self.prefix or 'none'}"
         return f"loaded {total} of {total} backbone tensors from {self.path} ({what}); not loaded: {others}"
 
