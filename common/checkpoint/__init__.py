@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.backbones import build_backbone, shapes_of
 from common.checkpoint.archive import UnreadableError, flatten, read
-from common.checkpoint.layouts import recognise
+from common.checkpoint.layouts import named_architecture, recognise
 from common.errors import UserError
 from common.files import atomic_write, sha256_of_network, write_json
 
@@ -114,7 +114,7 @@ def load_checkpoint(
         _check_fit(path, own, found.arch)
     else:
         try:
-            network, layout, left_out = recognise(tensors, key)
+            network, layout, left_out = recognise(tensors, key, arch=named_architecture(content))
         except UserError as error:
             raise UserError(f"{path} {error}; correct CHECKPOINT or KEY, or make it again with `{make_it}`") from None
         meta = {"arch": network.arch, "name": path.stem}
