@@ -1,24 +1,65 @@
 """The images that pretraining and its evaluation read, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.errors import UserError
+from common.files import sha256_of_text
 from common.images import LabelledImages, image_split
 from common.sources import MAP11, SOURCES
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from PIL.Image import Image
 
 
-def open_images(name: str, root: str, split: str) -> LabelledImages:
+@dataclass(frozen=True)
+class First:
+    """The first images of a set; the others do not exist for whoever reads it."""
+
+    images: LabelledImages
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The set's name, and how many."""
+        return f"{self.images.name}-first{self.count}"
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """All classes of the set."""
+        return self.images.classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels, (count,) int64."""
+        return self.images.labels[: self.count]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the whole set's and how many."""
+        return sha256_of_text(self.images.fingerprint, str(self.count))
+
+    def image(self, index: int) -> "Image":
+        """Return image `index` in RGB."""
+        return self.images.image(index)
+
+
+def open_images(name: str, root: str, split: str, first: int | None = None) -> LabelledImages:
     """Return the labelled images of `split` ("train" or "test") of a data set.
 
     `name` is a data set of `common.sources` with these splits and one label per image, under the data root `root`, or
-    "folder": any ImageFolder, `<root>/{train,val}`. Raises UserError for another name, and naming what is missing and
-    what to place there, or the classes in which the two splits differ.
+    "folder": any ImageFolder, `<root>/{train,val}`. `first` keeps only so many images of the split, in the data set's
+    order. Raises UserError for another name, and naming what is missing and what to place there, or the classes in
+    which the two splits differ.
     """
+    if first is not None:
+        images = open_images(name, root, split)
+        return First(images, first) if first < len(images.labels) else images
     if name == "folder":
         return image_split(Path(root), split, Path(root).name)
     known = [n for n, source in SOURCES.items() if {"train", "test"} <= {*source.splits} and source.metric != MAP11]
