@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS
+	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -159,6 +159,12 @@ gpu-check: $(SETUP) ## the tests and benchmarks of a GPU -> reports/gpu.json; ON
 chaos: $(SETUP) ## every stage killed, its disk filled, its files damaged; resumed and compared; SEED=0 FAULTS=224
 	@"$$PYTHON" -m tools.chaos --seed "$$SEED" $(if $(FAULTS),--faults "$$FAULTS") $(MORE)
 
+study: $(SETUP) ## add runs to the study on CIFAR-10; SCALE=cpu|gpu BUDGET=90m ONLY='1a simsiam'
+	@"$$PYTHON" -m tools.study --data "$$DATA" $(if $(SCALE),--scale "$$SCALE") $(if $(BUDGET),--budget "$$BUDGET") $(if $(ONLY),--only "$$ONLY") $(MORE)
+
+study-report: $(SETUP) ## write study/README.md and its figures from study/records
+	@"$$PYTHON" -m analysis.study $(MORE)
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .
 	@"$$PYTHON" -m ruff format --check .
@@ -181,4 +187,4 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 
 .PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
 	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
-	test test-all clean clean-cache
+	study study-report 	test test-all clean clean-cache

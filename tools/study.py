@@ -122,7 +122,7 @@ def measure(job: Job, checkpoint: Checkpoint) -> Measured:
         "even_std": config.model.projector.dim**-0.5,
         "effective_rank": effective_rank(np.asarray(queries.x)),
         "seconds": ends[-1]["seconds"],
-        "curve": [[line["epoch"], line["val/knn"]] for line in ends if "val/knn" in line],
+        "curve": [[line["epoch"], line["knn"]] for line in ends if "knn" in line],
         "weight_decay": linear.weight_decay,
         "winner_converged": linear.winner_converged,
     }
@@ -190,7 +190,7 @@ def work(args: argparse.Namespace) -> None:
     started, pace, records = time.monotonic(), Pace(), args.study / "records"
     while True:
         for question, arm, seed in missing(args.only, args.scale, records):
-            if pace.of(arm) > args.budget - (time.monotonic() - started):
+            if pace.cost and pace.of(arm) > args.budget - (time.monotonic() - started):
                 continue
             place = study.key(arm, args.scale, seed).path(records)
             claim = Claim(place.with_name(f".{place.stem}.claim"))
