@@ -222,11 +222,7 @@ def huggingface_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def detectron2_name(key: str) -> str:
-    """Return detectron2's name of a tensor of a ResNet.
-
-    >>> detectron2_name("layer1.0.downsample.1.bias"), detectron2_name("layer4.2.bn3.weight")
-    ('res2.0.shortcut.norm.bias', 'res5.2.conv3.norm.weight')
-    """
+    """Return detectron2's name of a tensor of a ResNet."""
     for name, new in (("downsample.0", "shortcut"), ("downsample.1", "shortcut.norm")):
         key = key.replace(name, new)
     key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
@@ -234,11 +230,7 @@ def detectron2_name(key: str) -> str:
 
 
 def huggingface_name(key: str) -> str:
-    """Return the name that transformers' ResNetModel gives a tensor of a ResNet.
-
-    >>> huggingface_name("layer1.0.downsample.1.bias"), huggingface_name("layer4.2.bn3.weight")
-    ('encoder.stages.0.layers.0.shortcut.normalization.bias', 'encoder.stages.3.layers.2.layer.2.normalization.weight')
-    """
+    """Return the name that transformers' ResNetModel gives a tensor of a ResNet."""
     key = re.sub(r"downsample\.([01])", lambda part: f"shortcut.{('convolution', 'normalization')[int(part[1])]}", key)
     if not key.startswith("layer"):
         return key.replace("conv1", "embedder.embedder.convolution").replace("bn1", "embedder.embedder.normalization")

@@ -108,7 +108,10 @@ def test_a_round_trip_gives_equal_features(form, checkpoint, tmp_path, monkeypat
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         theirs = loaded(form, checkpoint.arch, tmp_path, monkeypatch)(images)
-        assert_close(theirs, checkpoint.backbone()(images), rtol=1e-5, atol=1e-5)
+        ours = checkpoint.backbone()(images)
+        assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+        for path in tmp_path.glob("*.pth"):
+            assert torch.equal(load_checkpoint(path).backbone()(images), ours)
 
 
 @pytest.mark.parametrize("form", FORMATS)
