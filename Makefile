@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	CHECKPOINT NAME FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -111,6 +111,9 @@ linear: $(SETUP) ## linear classifier on frozen features
 # One process uses every GPU it sees; on Slurm, each checkpoint and data set is a task of an array job.
 ARRAY = $(if $(filter slurm,$(LAUNCHER)),--launcher slurm $(if $(SRUN_ARGS),--sbatch-args="$$SRUN_ARGS"))
 
+export: $(SETUP) ## a checkpoint for others, with a model card; FORMAT=torchvision|timm|safetensors|detectron2|mmlab|huggingface
+	@"$$PYTHON" -m common.export $(COMMON) $(SUBJECT) --format "$$FORMAT" $(MORE)
+
 transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
 	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset "$$DATASET" $(ARRAY) $(MORE)
 
@@ -185,6 +188,6 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
 		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
 
-.PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
+.PHONY: help setup lock demo data pretrain knn linear export transfer transfer-all detection-voc detection-coco \
 	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
 	study study-report 	test test-all clean clean-cache

@@ -9,7 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import curves, detection, figures, geometry, protocol, render, segmentation, sweeps, table, tables, tsne
+from analysis import (
+    curves,
+    detection,
+    figures,
+    geometry,
+    protocol,
+    render,
+    scoreboard,
+    segmentation,
+    sweeps,
+    table,
+    tables,
+    tsne,
+)
 from analysis.figures import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import digest_of_files, is_unchanged, make_once, not_comparable
@@ -76,9 +89,10 @@ def build(scope: Scope) -> tuple[Path, list[str]]:
     page = scope.folder / "index.html"
     here = Path(__file__).parent
     files = [file for files, _ in made for file in files]
-    sources = [*sorted(here.glob("*.py")), *(here / source for source in SOURCES)]
+    sources = [*sorted(here.glob("*.py")), *sorted(scoreboard.FOLDER.glob("*.csv")), *(here / name for name in SOURCES)]
     notes = [note for _, note in made]
     records, problems = read_records(scope.results, scope.profile)
+    problems += scoreboard.read_published(scope.profile)[1]
     inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
     return page, problems + curves.read_curves(scope).problems + sweeps.read_curves(scope)[1]

@@ -122,12 +122,17 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if args.checkpoint is not None:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
-        if args.name in (".", "..") or Path(args.name).name != args.name:
-            raise UserError(f"NAME '{args.name}' becomes a folder of results: choose a label without slashes")
+        check_label(args.name)
         return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
     if args.name:
         raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     return exports(args)
+
+
+def check_label(name: str) -> None:
+    """Raise UserError unless a NAME may become a folder's name."""
+    if name in (".", "..") or Path(name).name != name:
+        raise UserError(f"NAME '{name}' becomes a folder of results: choose a label without slashes")
 
 
 def exports(args: argparse.Namespace) -> list[Subject]:

@@ -332,6 +332,7 @@ READERS = {
     "detection-voc": "detection.train",
     "detection-coco": "detection.train",
     "segmentation-ade20k": "segmentation.train",
+    "export": "common.export",
 }
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
