@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	CHECKPOINT NAME KEY FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -49,8 +49,9 @@ METHODS = --method "$$METHOD"
 RESUMED = $(if $(RESUME),--resume) $(REPLACE)
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
-SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME"),$(METHODS))
-SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
+THEIRS  = $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME") $(if $(KEY),--key "$$KEY")
+SUBJECT = $(if $(CHECKPOINT)$(NAME)$(KEY),$(THEIRS),$(METHODS))
+SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME)$(KEY),$(SUBJECT))
 IMAGES  = $(if $(DATASET),--dataset "$$DATASET") $(if $(DATA_ROOT),--data-root "$$DATA_ROOT")
 
 # Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
@@ -75,7 +76,7 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  CHECKPOINT=path NAME=label KEY=network  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
@@ -135,6 +136,9 @@ test-segmentation: $(SETUP) ## test a finished segmentation network again
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
 	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
 
+import-checkpoint: $(SETUP) ## take the ResNet out of anybody's CHECKPOINT -> checkpoints/PROFILE/NAME.pth
+	@"$$PYTHON" -m common.checkpoint import $(COMMON) $(THEIRS) $(REPLACE) $(MORE)
+
 tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
 	@"$$PYTHON" -m analysis.tables $(COMMON) $(MORE)
 
@@ -188,6 +192,6 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
 		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
 
-.PHONY: help setup lock demo data pretrain knn linear export transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
-	study study-report 	test test-all clean clean-cache
+.PHONY: help setup lock demo data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
+	detection-coco segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench \
+	gpu-check chaos study study-report test test-all clean clean-cache

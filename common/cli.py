@@ -112,8 +112,13 @@ def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> 
     result.add_argument("--results", default="results", type=path, help="where results records live")
     result.add_argument("--runs", default="runs", type=path, help="where logs and resumable states live")
     if reads_checkpoint:
-        result.add_argument("--checkpoint", type=path, help="evaluate this checkpoint instead of our own")
+        result.add_argument(
+            "--checkpoint",
+            type=path,
+            help="evaluate this checkpoint instead of our own: a file, timm:NAME, torchvision:NAME or hf:OWNER/NAME",
+        )
         result.add_argument("--name", help="the label of --checkpoint in records and tables")
+        result.add_argument("--key", help="the network to take where --checkpoint holds several")
     return result
 
 
@@ -123,9 +128,14 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
         check_label(args.name)
-        return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
-    if args.name:
-        raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
+        file = args.checkpoint
+        if ":" in str(file) and not file.exists():
+            from common.checkpoint.hub import fetch
+
+            file = fetch(str(file), args.checkpoints)
+        return [Subject(args.name, file, "your own pretraining, or correct CHECKPOINT", args.key)]
+    if args.name or args.key:
+        raise UserError("NAME and KEY belong to a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     return exports(args)
 
 
