@@ -96,6 +96,9 @@ lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away enviro
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
 	@"$$PYTHON" -m tools.demo --data "$$DATA" $(REPLACE) $(MORE)
 
+evaluate: $(SETUP) ## every benchmark that the data allow, for CHECKPOINT NAME or METHOD; ends with a table and the page
+	@"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
+
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
 	@"$$PYTHON" -m common.download $(COMMON) --dataset "$$DATASET" $(MORE)
 
@@ -179,6 +182,6 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
 		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
 
-.PHONY: help setup lock demo data pretrain knn linear transfer transfer-all detection-voc detection-coco \
+.PHONY: help setup lock demo evaluate data pretrain knn linear transfer transfer-all detection-voc detection-coco \
 	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
 	test test-all clean clean-cache

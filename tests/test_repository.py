@@ -332,6 +332,7 @@ READERS = {
     "detection-voc": "detection.train",
     "detection-coco": "detection.train",
     "segmentation-ade20k": "segmentation.train",
+    "evaluate": "tools.evaluate",
 }
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
@@ -366,6 +367,7 @@ def test_the_data_set_reaches_transfer_and_download(commands):
     assert has(commands("transfer-all")[0], "--dataset all")
     assert has(commands("test-detection")[0], "--dataset voc")
     assert has(commands("test-detection", DATASET="coco")[0], "--dataset coco")
+    assert has(commands("evaluate", ONLY="knn voc", GPUS=2, OVERWRITE=1)[0], "--overwrite --gpus 2 --only 'knn voc'")
 
 
 HOSTILE = (
