@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,22 +119,18 @@ def _scales(dataset: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
 
 def _model(task: str, config: Any, *, height: int, width: int) -> tuple[Any, Any]:
     """Return the network, and the function that makes a batch of two images of noise with something to find."""
+    import_module(task).register()
     images = [torch.randint(256, (3, height, width), dtype=torch.uint8) for _ in range(2)]
     about = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
     if task == "detection":
         from mmdet.structures import DetDataSample as Sample
-
-        from detection import register
 
         box = torch.tensor([[0.1 * width, 0.1 * height, 0.6 * width, 0.7 * height]])
         truth = {"gt_instances": InstanceData(bboxes=box, labels=torch.tensor([0]))}
     else:
         from mmseg.structures import SegDataSample as Sample
 
-        from segmentation import register
-
         truth = {"gt_sem_seg": PixelData(data=torch.zeros(1, height, width, dtype=torch.int64))}
-    register()
 
     def noise() -> dict[str, Any]:
         samples = [Sample(metainfo=about) for _ in images]
