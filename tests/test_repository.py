@@ -360,6 +360,14 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
 
 
+@pytest.mark.parametrize("target", [*READERS, "pretrain", "test-detection", "test-segmentation"])
+def test_a_data_set_of_the_user_s_reaches_the_command(commands, target):
+    (line,) = commands(target, DATA_ROOT="my sets/a", CLASSES="a cat,a dog")
+    assert has(line, "--data-root 'my sets/a'")
+    dense = "detection" in target or "segmentation" in target or target == "evaluate"
+    assert has(line, "--classes 'a cat,a dog'") == dense
+
+
 def test_the_data_set_reaches_transfer_and_download(commands):
     assert commands("data", DATASET="dtd", DATA="/d")[0][-4:] == ["--data", "/d", "--dataset", "dtd"]
     assert commands("data")[0][-2:] == ["--dataset", ""]

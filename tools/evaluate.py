@@ -38,13 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. Raises UserError naming what failed, after trying everything."""
     parser = cli.parser("tools.evaluate", (__doc__ or "").splitlines()[0], reads_checkpoint=True)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
+    parser.add_argument("--data-root", type=cli.path, help="a data set of your own, on which alone to evaluate")
+    parser.add_argument("--classes", help="the names of its classes, for detection and segmentation")
     parser.add_argument("--only", default="", help="run these alone: tasks or data sets, as in 'knn recognition voc'")
     parser.add_argument("--gpus", default=0, type=cli.whole("--gpus", 0), help="processes of each trainer")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
     cli.announce("tools.evaluate", args, checkpoints=args.checkpoints, runs=args.runs, reports=args.reports)
-    subjects, wanted = cli.subjects(args), _only(args.only, benchmarks(args.profile))
-    found = _surveyed(subjects, wanted, args.profile, args.data)
+    subjects, wanted = cli.subjects(args), _only(args.only, benchmarks(args.profile, args.data_root))
+    found = _surveyed(subjects, wanted, args.profile, args.data, args.data_root)
     good = [subject for subject in subjects if subject.name not in found.refused]
     if not good:
         raise UserError("; ".join(found.refused.values()))
@@ -133,18 +135,21 @@ def _measuring(args: argparse.Namespace, subjects: Sequence[Subject], chosen: Se
     many = ["tools.launch", "--standalone", "--nproc_per_node", str(args.gpus), "-m"] if args.gpus > 1 else []
     ranks = ["--launcher", "pytorch"] if many else []
     training = ["--resume", *(["--overwrite"] if args.overwrite else []), *ranks]
+    own = _own(args)
+    dense = [*training, *own, *(["--classes", args.classes] if args.classes else [])]
     for subject in subjects:
         about = [*_common(args), *_checkpoint(args, [subject])]
         groups: dict[tuple[str, str], list[Benchmark]] = {}
         for one in chosen:
-            groups.setdefault((one.task, one.dataset if one.view is None else ""), []).append(one)
-        for (task, dataset), those in groups.items():
+            groups.setdefault((one.task, one.layout), []).append(one)
+        for (task, layout), those in groups.items():
+            datasets = own or ["--dataset", " ".join(one.dataset for one in those)]
             words = {
-                "knn": ["pretrain.knn", *about],
-                "linear": [*many, "pretrain.linear", *about, *training],
-                "recognition": ["transfer.run", *about, "--dataset", " ".join(one.dataset for one in those)],
-                "detection": [*many, "detection.train", *about, "--dataset", dataset, *training],
-                "segmentation": [*many, "segmentation.train", *about, *training],
+                "knn": ["pretrain.knn", *about, *own],
+                "linear": [*many, "pretrain.linear", *about, *training, *own],
+                "recognition": ["transfer.run", *about, *datasets],
+                "detection": [*many, "detection.train", *about, "--dataset", layout, *dense],
+                "segmentation": [*many, "segmentation.train", *about, *dense],
             }[task]
             name = benchmark_name(*those[0][:2], "") if len(those) == 1 else task
             yield Command(f"{subject.name}: {name}", words, subject.name, those)
@@ -153,9 +158,15 @@ def _measuring(args: argparse.Namespace, subjects: Sequence[Subject], chosen: Se
 def _closing(args: argparse.Namespace, subjects: Sequence[Subject], chosen: Sequence[Benchmark]) -> Iterator[Command]:
     """Yield what is done once for all checkpoints: the geometry of their features on kNN's images, tables and page."""
     reports = ["--reports", str(args.reports)]
-    if any(benchmark.task == "knn" for benchmark in chosen):
-        yield Command("geometry", ["analysis.geometry", *_common(args), *_checkpoint(args, subjects), *reports])
+    for view in (benchmark.view for benchmark in chosen if benchmark.task == "knn"):
+        size = ["--size", str(view[0])] if view and args.data_root else []
+        words = ["analysis.geometry", *_common(args), *_checkpoint(args, subjects), *_own(args), *size, *reports]
+        yield Command("geometry", words)
     yield Command("tables and page", ["analysis.report", *_common(args), *reports])
+
+
+def _own(args: argparse.Namespace) -> list[str]:
+    return [] if args.data_root is None else ["--data-root", str(args.data_root)]
 
 
 def _common(args: argparse.Namespace) -> list[str]:

@@ -17,15 +17,22 @@ from common.features import BATCH, evaluation_transform, forward, pick_devices, 
 from common.images import LabelledImages
 from common.mmlab.finetune import fit_to_arch
 from common.run import Subject
-from common.sources import SOURCES, make_data, read_splits
+from common.sources import SOURCES, add_folder, make_data, read_splits
 from tools.plan import Benchmark, Survey, Work, config_of
 
 ENOUGH, LONG = 3.0, 30.0  # seconds of measuring, and of a first batch after which there is no need of another
 
 
-def survey(subjects: Sequence[Subject], benchmarks: Sequence[Benchmark], profile: str, data: Path) -> Survey:
-    """Check every checkpoint, look for the data, and measure the first good checkpoint's speed on each benchmark."""
+def survey(
+    subjects: Sequence[Subject], benchmarks: Sequence[Benchmark], profile: str, data: Path, root: Path | None = None
+) -> Survey:
+    """Check every checkpoint, look for the data, and measure the first good checkpoint's speed on each benchmark.
+
+    `root` is the user's folder that the benchmarks are on, if they are.
+    """
     result = Survey({}, {}, {})
+    if root is not None:
+        add_folder(root, profile)  # this may be another process than that of `benchmarks`
     checkpoint = None
     for subject in subjects:
         try:
@@ -83,9 +90,11 @@ def _forwarded(checkpoint: Checkpoint, images: LabelledImages, view: tuple[int, 
 
 def _training(benchmark: Benchmark, arch: str, profile: str, data: Path) -> Work:
     """Return the images that finetuning sees, and its speed on noise of their size, without reading any."""
-    parts = SOURCES[benchmark.dataset].parts or (benchmark.dataset,)
-    if profile != "demo" and not all((data / SOURCES[part].folder).exists() for part in parts):
-        raise _LeftOutError(f"no {benchmark.dataset} in {data}; {make_data(benchmark.dataset, data)}")
+    layout = benchmark.layout
+    parts = SOURCES[layout].parts or (layout,)
+    downloaded = profile != "demo" and benchmark.dataset == layout
+    if downloaded and not all((data / SOURCES[part].folder).exists() for part in parts):
+        raise _LeftOutError(f"no {layout} in {data}; {make_data(layout, data)}")
     config: Any = load_config(config_of(benchmark, profile))
     try:
         fit_to_arch(config, arch)

@@ -30,6 +30,7 @@ def table(out):
     return {name: cells for name, *cells in rows}
 
 
+DENSE = [("detection", "voc"), ("detection", "coco"), ("segmentation", "ade20k")]
 METRICS = {"knn": "top1", "linear": "top1", "detection": "AP", "segmentation": "mIoU"}
 
 
@@ -48,7 +49,7 @@ def chain(tmp_path, monkeypatch):
         def main(self, *argv, ours=False):
             evaluate.main([*argv, *([] if ours else ["--checkpoint", "net.pth", "--name", "mine"])])
 
-    def survey(subjects, wanted, profile, data):
+    def survey(subjects, wanted, profile, data, root):
         left_out = {one: made.left_out[one.dataset] for one in wanted if one.dataset in made.left_out}
         return Survey(made.refused, {one: Work(100, 50.0) for one in wanted if one not in left_out}, left_out)
 
@@ -148,11 +149,46 @@ def test_options_choose_benchmarks_and_reach_the_commands(chain):
         chain.main("--only=vocs")
 
 
+@pytest.mark.parametrize(
+    ("files", "titles", "words"),
+    [
+        (["train/a/1.png", "val/a/1.png"], ["kNN mine", "Linear mine", "mine transfer"], ["--data-root", "sets/mine"]),
+        (["ImageSets/Main/train.txt"], ["mine detection"], ["--dataset", "voc"]),
+        (["annotations/instances_train.json"], ["mine detection"], ["--dataset", "coco"]),
+        (["annotations/train/1.png"], ["mine segmentation"], ["--classes", "a,b"]),
+    ],
+)
+def test_a_folder_of_the_users_is_evaluated_by_what_it_holds(chain, request, files, titles, words):
+    request.addfinalizer(lambda: SOURCES.pop("mine", None))
+    for file in files:
+        path = Path("sets/mine", file)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    chain.main("--data-root=sets/mine", "--classes=a,b")
+    measuring = {title.removeprefix("mine: "): words for title, words in chain.ran.items() if "mine: " in title}
+    assert list(measuring) == titles
+    for ran in measuring.values():
+        assert "--data-root sets/mine" in " ".join(ran)
+        assert " ".join(words) in " ".join(ran)
+    assert ("geometry" in chain.ran) == ("kNN mine" in titles)
+
+
+def test_a_folder_that_fits_no_task_is_refused(chain):
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match="has neither train/ and val/, with one folder per class, nor ImageSets"):
+        chain.main("--data-root=empty")
+    with pytest.raises(UserError, match="is not a folder"):
+        chain.main("--data-root=gone")
+    Path("empty/ImageSets/Main").mkdir(parents=True)
+    Path("empty/ImageSets/Main/a.txt").touch()
+    with pytest.raises(UserError, match="profile cifar10 has no detection, which empty is for"):
+        chain.main("--data-root=empty", "--profile=cifar10")
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_has_the_benchmarks_that_its_configs_have(profile):
     found = {(one.task, one.dataset) for one in benchmarks(profile)}
-    dense = {("detection", "voc"), ("detection", "coco"), ("segmentation", "ade20k")}
-    assert found & dense == (set() if profile == "cifar10" else dense)
+    assert found & {*DENSE} == (set() if profile == "cifar10" else {*DENSE})
     assert {"knn", "linear", "recognition"} <= {task for task, _ in found}
 
 
@@ -162,7 +198,7 @@ def test_the_survey_measures_what_is_there_and_names_what_is_missing(place: Plac
     ours = Subject("mine", place.checkpoint("resnet18"), "make pretrain")
     gone = Subject("gone", place.root / "gone.pth", "make pretrain METHOD=gone")
     here = [Benchmark("recognition", "scenes", (32, 32)), Benchmark("linear", "scenes", (32, 32), passes=3)]
-    here += [Benchmark("detection", "voc"), Benchmark("segmentation", "ade20k")]
+    here += [Benchmark(task, layout, layout=layout) for task, layout in (DENSE[0], DENSE[2])]
     broken, missing = (Benchmark("recognition", name, (32, 32)) for name in ("dtd", "pets"))
     found = warmup.survey([gone, ours], [*here, broken, missing], "demo", place.data)
     assert list(found.refused) == ["gone"]
@@ -174,10 +210,10 @@ def test_the_survey_measures_what_is_there_and_names_what_is_missing(place: Plac
     assert "run `make data DATASET=pets" in found.left_out[missing]
     assert "note: recognition on dtd: " in capsys.readouterr().out
     small = Subject("small", place.checkpoint("resnet18_cifar"), "make pretrain")
-    found = warmup.survey([small], [Benchmark("detection", "voc")], "imagenet", place.data)
-    assert "run `make data DATASET=voc" in found.left_out[Benchmark("detection", "voc")]
-    found = warmup.survey([small], [Benchmark("segmentation", "ade20k")], "demo", place.data)
-    assert "resnet18_cifar cannot serve a dense task" in found.left_out[Benchmark("segmentation", "ade20k")]
+    found = warmup.survey([small], [here[2]], "imagenet", place.data)
+    assert "run `make data DATASET=voc" in found.left_out[here[2]]
+    found = warmup.survey([small], [here[3]], "demo", place.data)
+    assert "resnet18_cifar cannot serve a dense task" in found.left_out[here[3]]
 
 
 @pytest.mark.parametrize(
