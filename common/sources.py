@@ -164,12 +164,12 @@ def own_name(root: Path) -> str:
 
     Raises UserError for a folder that is missing, or named like another data set, whose records would be mixed up.
     """
-    name, place = root.resolve().name, str(root.resolve())
+    name = root.resolve().name
     if not root.is_dir():
         raise UserError(f"--data-root {root} (DATA_ROOT) is not a folder; correct it")
-    if name in SOURCES and SOURCES[name].folder != place:
+    if name in SOURCES and not Path(SOURCES[name].folder).is_absolute():  # as `add_folder` has it
         raise UserError(f"--data-root {root} (DATA_ROOT) is named like the data set {name}; rename it")
-    if not name or "/" in name:
+    if not name:
         raise UserError(f"--data-root {root} (DATA_ROOT) has no name for the records; choose a folder below it")
     return name
 
