@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CLASSES CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS
+	CLASSES IMAGES CHECKPOINT NAME RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -53,6 +53,7 @@ SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOIN
 SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
 OWN     = $(if $(DATA_ROOT),--data-root "$$DATA_ROOT")
 NAMED   = $(if $(CLASSES),--classes "$$CLASSES")
+PICTURES = $(if $(NAME),--name "$$NAME",$(METHODS)) $(if $(DATASET),--dataset "$$DATASET") $(if $(IMAGES),--images "$$IMAGES")
 LOOKED  = $(if $(DATASET),--dataset "$$DATASET") $(OWN)
 
 # Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
@@ -128,6 +129,12 @@ detection-voc: $(SETUP) ## Faster R-CNN on VOC
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
 	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(OWN) $(NAMED) $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
 
+detect: $(SETUP) ## draw the boxes of a finished detector, METHOD's or NAME's, in the folder IMAGES; JSON beside them
+	@"$$PYTHON" -m detection.detect $(COMMON) $(PICTURES) $(MORE)
+
+segment: $(SETUP) ## draw the class maps of a finished segmentation network in the folder IMAGES; JSON beside them
+	@"$$PYTHON" -m segmentation.segment $(COMMON) $(PICTURES) $(MORE)
+
 test-detection: $(SETUP) ## test a finished detector again; DATASET=voc or coco
 	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$${DATASET:-voc}" $(OWN) $(NAMED) --test-only $(FREEZE) $(REPLACE) $(RANKS) $(MORE)
 
@@ -185,5 +192,5 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
 
 .PHONY: help setup lock demo evaluate data pretrain knn linear transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
-	test test-all clean clean-cache
+	segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures report \
+	bench gpu-check chaos test test-all clean clean-cache

@@ -368,6 +368,14 @@ def test_a_data_set_of_the_user_s_reaches_the_command(commands, target):
     assert has(line, "--classes 'a cat,a dog'") == dense
 
 
+@pytest.mark.parametrize(("target", "module"), [("detect", "detection.detect"), ("segment", "segmentation.segment")])
+def test_the_images_to_draw_reach_the_command(commands, target, module):
+    assert commands(target)[0][2:] == [module, *commands("knn")[0][3:]]  # which says that --images is missing
+    (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
+    assert has(line, "--name theirs --dataset fruit --images 'my photos'")
+    assert "--method" not in line
+
+
 def test_the_data_set_reaches_transfer_and_download(commands):
     assert commands("data", DATASET="dtd", DATA="/d")[0][-4:] == ["--data", "/d", "--dataset", "dtd"]
     assert commands("data")[0][-2:] == ["--dataset", ""]

@@ -60,6 +60,16 @@ def parser(module: str, description: str) -> cli.Parser:
     return result
 
 
+def picture_parser(module: str, description: str) -> cli.Parser:
+    """Return the parser of a command that draws what a finished run finds in a folder of images."""
+    result = cli.parser(module, description)
+    result.add_argument("--images", required=True, type=cli.path, help="the folder of images, at any depth")
+    result.add_argument("--name", help="the run's label, if it is not a --method's")
+    result.add_argument("--dataset", default="", help="the run's data set, if there are several; voc-frozen, say")
+    result.add_argument("--out", type=cli.path, help="where the pictures go (default: reports/<profile>/<task>-...)")
+    return result
+
+
 def _words(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words) or len({*words}) < len(words):
