@@ -77,6 +77,21 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
     return check
 
 
+def share(name: str) -> Callable[[str], float]:
+    """Return an argparse `type` that accepts the numbers from 0 to 1."""
+
+    def check(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise UserError(f"{name} is '{text}'; choose a number from 0 to 1")
+        return number
+
+    return check
+
+
 def path(text: str) -> Path:
     """Parse a path; a leading `~`, which shells leave as it is in DATA=~/sets, is the home folder."""
     try:
