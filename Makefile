@@ -102,7 +102,7 @@ demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with 
 	@"$$PYTHON" -m tools.demo --data "$$DATA" $(REPLACE) $(MORE)
 
 evaluate: $(SETUP) ## every benchmark that the data allow, for CHECKPOINT NAME or METHOD; ends with a table and the page
-	@"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
+	@$(if $(filter-out none,$(LAUNCHER))$(filter-out 1,$(NODES)),$(error evaluate runs on one machine; leave LAUNCHER and NODES out))"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
 
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
 	@"$$PYTHON" -m common.download $(COMMON) --dataset "$$DATASET" $(MORE)

@@ -463,6 +463,13 @@ def test_what_make_itself_reads_is_checked(programs, variables, says):
     assert not (ROOT / "X").exists()
 
 
+@pytest.mark.parametrize("variables", [{"LAUNCHER": "slurm"}, {"NODES": "2", "HEAD": "a:1"}])
+def test_evaluate_says_that_it_runs_on_one_machine(programs, variables):
+    done = make("evaluate", path=programs, PYTHON="python", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "evaluate runs on one machine; leave LAUNCHER and NODES out" in done.stderr
+
+
 RDZV = "--nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500"
 
 
