@@ -161,7 +161,9 @@ def test_an_unsafe_call_is_found(code):
 def test_nothing_is_loaded_unsafely():
     files = [path for room in (*ROOMS, "tools") for path in sorted((ROOT / room).rglob("*.py"))]
     found = {(str(path.relative_to(ROOT)), call) for path in files for call in unsafe(path.read_text())}
-    assert found == {("common/cifar.py", "pickle.Unpickler")}  # this one builds arrays and plain types alone
+    # These build arrays, tensors and plain types alone.
+    files = ("common/cifar.py", "common/checkpoint/archive.py")
+    assert found == {(file, "pickle.Unpickler") for file in files}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -356,6 +358,8 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     (line,) = commands(target, CHECKPOINT="a b.pth", NAME="theirs")
     assert has(line, "--checkpoint 'a b.pth' --name theirs")
     assert "--method" not in line
+    assert "--key" not in line
+    assert has(commands(target, CHECKPOINT="a.pth", NAME="a", KEY="a b")[0], "--checkpoint a.pth --name a --key 'a b'")
     # Half of the pair reaches the command too, which says what is missing.
     assert has(commands(target, CHECKPOINT="a.pth")[0], "--checkpoint a.pth")
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
@@ -377,6 +381,12 @@ def test_the_images_to_draw_reach_the_command(commands, target, module):
     (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
     assert has(line, "--name theirs --dataset fruit --images 'my photos'")
     assert "--method" not in line
+
+
+def test_import_takes_the_checkpoint_alone(commands):
+    (line,) = commands("import-checkpoint", PROFILE="imagenet", CHECKPOINT="a b.pth", NAME="theirs", OVERWRITE=1)
+    assert line[:4] == ["python", "-m", "common.checkpoint", "import"]
+    assert has(line, "--profile imagenet --seed 0 --data data --checkpoint 'a b.pth' --name theirs --overwrite")
 
 
 def test_the_data_set_reaches_transfer_and_download(commands):
@@ -407,9 +417,12 @@ HOSTILE = (
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_nothing_of_a_user_s_is_a_command(commands, programs, value):
-    names = ("PROFILE", "SEED", "DATA", "CHECKPOINT", "NAME", "DATASET", "METHOD")
+    names = ("PROFILE", "SEED", "DATA", "CHECKPOINT", "NAME", "KEY", "DATASET", "METHOD")
     (line,) = commands("transfer", LAUNCHER="slurm", SRUN_ARGS=value, **dict.fromkeys(names, value))
-    want = ["transfer.run", *(w for n in ("profile", "seed", "data", "checkpoint", "name") for w in (f"--{n}", value))]
+    want = [
+        "transfer.run",
+        *(w for n in ("profile", "seed", "data", "checkpoint", "name", "key") for w in (f"--{n}", value)),
+    ]
     assert line == ["python", "-m", *want, "--dataset", value, "--launcher", "slurm", f"--sbatch-args={value}"]
     (line,) = commands("tsne", METHOD=value, DATA_ROOT=value)
     assert [line[line.index(word) + 1] for word in ("--method", "--data-root")] == [value] * 2

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def export(found: Checkpoint, place: Path, profile: str) -> None:
     """Write the network as one of ours: float32, with `source` in its metadata saying where it comes from."""
-    tensors = {key: t.float() if t.is_floating_point() else t.long() for key, t in found.state_dict.items()}
+    counter = "num_batches_tracked"
+    tensors = {key: t.long() if key.endswith(counter) else t.float() for key, t in found.state_dict.items()}
     source = {"file": found.path.name, "sha256": sha256_of_file(found.path)}
     source |= {"layout": found.layout, "prefix": found.prefix}
     meta = {

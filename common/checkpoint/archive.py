@@ -13,7 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -424,7 +424,8 @@ def _survey(stream: IO[bytes]) -> set[str]:
     stack: list[int] = []  # of each value: how many items it has, if it is a tuple, with those of tuples in it; else 1
     memo: dict[int, int] = {}
     odd = 0  # keys that are tuples, and integers that may collide
-    for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+    operations: Iterable[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(stream)
+    for count, (code, argument, _) in enumerate(operations):
         name = code.name
         if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
             raise UnreadableError(f"holds more than {OPERATIONS:,} objects", NO_CHECKPOINT)
