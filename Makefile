@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	CHECKPOINT NAME FORMAT LOGGER RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -46,7 +46,7 @@ number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number)
 
 COMMON  = --profile "$$PROFILE" --seed "$$SEED" --data "$$DATA"
 METHODS = --method "$$METHOD"
-RESUMED = $(if $(RESUME),--resume) $(REPLACE)
+RESUMED = $(if $(RESUME),--resume) $(REPLACE) $(if $(LOGGER),--logger "$$LOGGER")
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME"),$(METHODS))
@@ -75,7 +75,7 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  LOGGER=wandb|mlflow  CHECKPOINT=path NAME=label  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 

@@ -471,6 +471,7 @@ def test_trainers_start_on_their_ranks(commands, target, variables, start, launc
 @pytest.mark.parametrize("target", TRAINERS)
 def test_resume_reaches_trainers(commands, target):
     assert "--resume" in commands(target, RESUME=1)[0]
+    assert has(commands(target, LOGGER="wandb")[0], "--logger wandb")
     assert "--resume" not in commands(target)[0]
 
 

@@ -1,5 +1,6 @@
 """mmengine's Runner as every trainer uses it: safe and atomic checkpoints, quiet console, progress."""
 
+import importlib
 import itertools
 import json
 import logging
@@ -303,10 +304,21 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
         raise UserError(mistake) from None
 
 
-def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none") -> None:
-    """Write into `config` what belongs to this run but not to its settings."""
+def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none", logger: str | None = None) -> None:
+    """Write into `config` what belongs to this run but not to its settings; a `logger` is one of names.LOGGERS."""
     config.work_dir = str(work_dir)
     config.launcher = launcher
     # mmengine keys its loggers and hubs by name and second; two short runs in one process must not share them.
     config.experiment_name = f"{work_dir.name}-{next(_RUNS)}"
     config.randomness = {**config.get("randomness", {}), "seed": seed}
+    if logger is not None:
+        config.visualizer.vis_backends.append(_backend(logger, "/".join(work_dir.parts[-3:])))
+
+
+def _backend(logger: str, name: str) -> dict[str, Any]:
+    """Return mmengine's backend for a logger, with `name` for the run."""
+    if logger == "wandb":
+        return {"type": "WandbVisBackend", "init_kwargs": {"project": "gsg", "name": name}}
+    # Without an address, mmengine would open a store inside the folder of each run.
+    address = importlib.import_module("mlflow").get_tracking_uri()
+    return {"type": "MLflowVisBackend", "exp_name": "gsg", "run_name": name, "tracking_uri": address}
