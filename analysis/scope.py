@@ -96,7 +96,7 @@ def resolve(
     `more` adds the arguments for fields of the scope that not every command has.
     """
     parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
-    parser.set_defaults(method=list(METHODS), checkpoint=None, name=None)
+    parser.set_defaults(method=list(METHODS), checkpoint=None, name=None, key=None)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)

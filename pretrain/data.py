@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import sha256_of_text
 from common.images import LabelledImages, image_split
-from common.sources import MAP11, SOURCES
+from common.sources import MAP11, SOURCES, own_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -69,8 +69,11 @@ def open_images(name: str, root: str, split: str, first: int | None = None) -> L
 
 
 def label(images: Mapping[str, Any]) -> str:
-    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`."""
-    return Path(images["root"]).resolve().name if images["name"] == "folder" else str(images["name"])
+    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`.
+
+    Raises UserError as `common.sources.own_name` does.
+    """
+    return own_name(Path(images["root"])) if images["name"] == "folder" else str(images["name"])
 
 
 def use_folder(config: "Config", root: Path) -> None:

@@ -333,6 +333,7 @@ READERS = {
     "detection-coco": "detection.train",
     "segmentation-ade20k": "segmentation.train",
     "export": "common.export",
+    "evaluate": "tools.evaluate",
 }
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
@@ -360,6 +361,22 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
 
 
+@pytest.mark.parametrize("target", [*READERS, "pretrain", "test-detection", "test-segmentation"])
+def test_a_data_set_of_the_user_s_reaches_the_command(commands, target):
+    (line,) = commands(target, DATA_ROOT="my sets/a", CLASSES="a cat,a dog")
+    assert has(line, "--data-root 'my sets/a'")
+    dense = "detection" in target or "segmentation" in target or target == "evaluate"
+    assert has(line, "--classes 'a cat,a dog'") == dense
+
+
+@pytest.mark.parametrize(("target", "module"), [("detect", "detection.detect"), ("segment", "segmentation.segment")])
+def test_the_images_to_draw_reach_the_command(commands, target, module):
+    assert commands(target)[0][2:] == [module, *commands("knn")[0][3:]]  # which says that --images is missing
+    (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
+    assert has(line, "--name theirs --dataset fruit --images 'my photos'")
+    assert "--method" not in line
+
+
 def test_the_data_set_reaches_transfer_and_download(commands):
     assert commands("data", DATASET="dtd", DATA="/d")[0][-4:] == ["--data", "/d", "--dataset", "dtd"]
     assert commands("data")[0][-2:] == ["--dataset", ""]
@@ -367,6 +384,7 @@ def test_the_data_set_reaches_transfer_and_download(commands):
     assert has(commands("transfer-all")[0], "--dataset all")
     assert has(commands("test-detection")[0], "--dataset voc")
     assert has(commands("test-detection", DATASET="coco")[0], "--dataset coco")
+    assert has(commands("evaluate", ONLY="knn voc", GPUS=2, OVERWRITE=1)[0], "--overwrite --gpus 2 --only 'knn voc'")
 
 
 HOSTILE = (
