@@ -17,8 +17,10 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
+from mmengine.visualization import WandbVisBackend
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -315,10 +317,24 @@ def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none"
         config.visualizer.vis_backends.append(_backend(logger, "/".join(work_dir.parts[-3:])))
 
 
+@VISBACKENDS.register_module()
+class Wandb(WandbVisBackend):
+    """mmengine's backend, on the run's own steps, and without its upload of every Python file below the folder."""
+
+    def add_config(self, config: Config, **_: Any) -> None:
+        """Send the config alone."""
+        self.experiment.config.update(config.to_dict(), allow_val_change=True)
+
+    def add_scalars(self, scalar_dict: dict[str, Any], step: int = 0, *_: Any, **__: Any) -> None:
+        """Send the numbers of a step."""
+        self.experiment.log({**scalar_dict, "step": step})
+
+
 def _backend(logger: str, name: str) -> dict[str, Any]:
     """Return mmengine's backend for a logger, with `name` for the run."""
     if logger == "wandb":
-        return {"type": "WandbVisBackend", "init_kwargs": {"project": "gsg", "name": name}}
+        steps = [{"name": "*", "step_metric": "step"}]
+        return {"type": "Wandb", "init_kwargs": {"project": "gsg", "name": name}, "define_metric_cfg": steps}
     # Without an address, mmengine would open a store inside the folder of each run.
     address = importlib.import_module("mlflow").get_tracking_uri()
     return {"type": "MLflowVisBackend", "exp_name": "gsg", "run_name": name, "tracking_uri": address}

@@ -583,6 +583,7 @@ def test_another_logger_gets_what_the_log_says(space, monkeypatch, logger, opene
     monkeypatch.setitem(sys.modules, logger, package)
     run_train("--logger", logger)
     assert opened in package.mock_calls
+    assert not package.run.log_code.called
     lines = [entry.args[0] for entry in getattr(package, logged).call_args_list]
     assert [line["train/loss"] for line in lines] == [pytest.approx(line["loss"]) for line in log(space)]
     assert package.mock_calls[-1] == closed
