@@ -185,6 +185,10 @@ study: $(SETUP) ## add runs to the study on CIFAR-10; SCALE=cpu|gpu BUDGET=90m O
 study-report: $(SETUP) ## write study/README.md and its figures from study/records
 	@"$$PYTHON" -m analysis.study $(MORE)
 
+docs: $(SETUP) ## the documentation's site -> site/index.html
+	@NO_MKDOCS_2_WARNING=1 "$$PYTHON" -m mkdocs build --strict --quiet $(MORE)
+	@echo "the site: $(CURDIR)/site/index.html"
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .
 	@"$$PYTHON" -m ruff format --check .
@@ -207,4 +211,4 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 
 .PHONY: help setup lock demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
 	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \
-	report bench gpu-check chaos study study-report test test-all clean clean-cache
+	report bench gpu-check chaos study study-report docs test test-all clean clean-cache

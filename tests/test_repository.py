@@ -493,7 +493,7 @@ def test_resume_reaches_trainers(commands, target):
     assert "--resume" not in commands(target)[0]
 
 
-SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
+SHELL = {"docs", "help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))
