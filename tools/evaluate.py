@@ -17,7 +17,7 @@ from analysis.names import METRIC_NAMES, benchmark_name
 from common import cli
 from common.errors import UserError
 from common.records import METRICS, RecordKey, read_record
-from common.run import Job, Subject
+from common.run import Subject
 from tools.plan import Benchmark, Survey, benchmarks
 from tools.stages import peak_memory, run
 from transfer.suite import ANY_SIZE
@@ -87,15 +87,15 @@ def _records(args: argparse.Namespace, subjects: Sequence[Subject], wanted: Sequ
     """Return the records that are there of these checkpoints."""
     found = {}
     for subject in subjects:
+        sha256 = subject.sha256
         for benchmark in wanted:
             for variant in (None, ANY_SIZE):
                 key = RecordKey(args.profile, benchmark.task, subject.name, benchmark.dataset, args.seed, variant)
-                job = Job(key=key, subject=subject, settings="", folders=cli.folders(args))
                 try:
-                    record = read_record(job.place)
+                    record = read_record(key.path(args.results))
                 except UserError:  # there is none, or it is damaged and its command says so
                     continue
-                if record["provenance"]["checkpoint_sha256"] == job.checkpoint_sha256:
+                if record["provenance"]["checkpoint_sha256"] == sha256:
                     found[subject.name, benchmark] = record
     return found
 
@@ -177,7 +177,9 @@ def _common(args: argparse.Namespace) -> list[str]:
 def _checkpoint(args: argparse.Namespace, subjects: Sequence[Subject]) -> list[str]:
     """Return the words that name the checkpoints: the user's, or our methods."""
     if args.checkpoint is not None:
-        return ["--checkpoint", str(args.checkpoint), "--name", args.name]
+        [theirs] = subjects
+        key = [] if theirs.key is None else ["--key", theirs.key]
+        return ["--checkpoint", str(theirs.path), "--name", theirs.name, *key]
     return ["--method", " ".join(subject.name for subject in subjects)]
 
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
-from common.checkpoint import Checkpoint, load_checkpoint
+from common.checkpoint import Checkpoint
 from common.config import load_config
 from common.errors import UserError
 from common.features import BATCH, evaluation_transform, forward, pick_devices, pick_workers
@@ -36,7 +36,7 @@ def survey(
     checkpoint = None
     for subject in subjects:
         try:
-            loaded = load_checkpoint(subject.path, make_it=subject.make_it)
+            loaded = subject.load()
             checkpoint = checkpoint or loaded
         except UserError as error:
             result.refused[subject.name] = str(error)

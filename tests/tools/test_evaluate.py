@@ -10,7 +10,6 @@ import torch
 
 from common.backbones import build_backbone
 from common.errors import UserError
-from common.files import sha256_of_file
 from common.names import PROFILES
 from common.records import RecordKey
 from common.run import Subject
@@ -66,7 +65,12 @@ def chain(tmp_path, monkeypatch):
             if task != "analysis":
                 key = RecordKey(values["--profile"], task, values.get("--name") or values["--method"], dataset, 0)
                 metric = METRICS.get(task) or SOURCES[dataset].metric
-                write_record(Path("results"), key, {metric: 50.0}, checkpoint=sha256_of_file(Path("net.pth")))
+                write_record(
+                    Path("results"),
+                    key,
+                    {metric: 50.0},
+                    checkpoint=Subject("", Path("net.pth"), "", values.get("--key")).sha256,
+                )
         return Outcome(0, 0.1)
 
     made = Chain()
@@ -138,13 +142,13 @@ def test_refused_checkpoints_of_several_methods_do_not_stop_the_others(chain, ca
 
 
 def test_options_choose_benchmarks_and_reach_the_commands(chain):
-    chain.main("--only=linear, voc", "--gpus=2", "--overwrite", "--runs=elsewhere")
+    chain.main("--only=linear, voc", "--gpus=2", "--overwrite", "--runs=elsewhere", "--key=student")
     assert list(chain.ran) == ["mine: Linear Digits", "mine: VOC detection", "tables and page"]
     for title, module in (("mine: Linear Digits", "pretrain.linear"), ("mine: VOC detection", "detection.train")):
         words = chain.ran[title]
         assert words[:6] == ["tools.launch", "--standalone", "--nproc_per_node", "2", "-m", module]
         assert words[-4:] == ["--resume", "--overwrite", "--launcher", "pytorch"]
-        assert words[words.index("--runs") + 1] == "elsewhere"
+        assert (words[words.index("--runs") + 1], words[words.index("--key") + 1]) == ("elsewhere", "student")
     with pytest.raises(UserError, match="unknown ONLY 'vocs'; known: knn, digits, linear"):
         chain.main("--only=vocs")
 
