@@ -201,6 +201,39 @@ def test_sections_links_and_files_that_a_page_names_exist(page):
     assert [name for name in named if name not in made and not (ROOT / name).is_file()] == []
 
 
+# ---- the README ----
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_and_its_picture_low():
+    assert len(README.encode()) <= 6000
+    (picture,) = re.findall(r"!\[[^]]*]\(([^)]+)\)", README)
+    assert Image.open(ROOT / picture).height < 600
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    import torch
+    import torch.nn.functional as F
+
+    from common.backbones import build_backbone
+    from pretrain.gsg import Views, gsg_loss
+
+    use, loss = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_backbone("resnet50").state_dict(), "resnet50.pth")
+    names = {"torch": torch, "F": F, "images": torch.randn(2, 3, 64, 64)}
+    exec(use, names)
+    assert (names["features"].shape, names["features"].dtype) == ((2, 2048), torch.float32)
+    exec(loss, names)
+    p, z, q, r = torch.randn(4, 64, 2, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    short = names["gsg_loss"](p, z, q, r)
+    whole = gsg_loss(*(Views(*b.unbind(1), *a.unbind(1)) for a, b in ((p, z), (q, r))))
+    torch.testing.assert_close(short, whole)
+    for a, b in zip(*(torch.autograd.grad(value, (p, q)) for value in (short, whole)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
