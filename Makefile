@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CLASSES IMAGES CHECKPOINT NAME KEY FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	CLASSES IMAGES CHECKPOINT NAME KEY FORMAT LOGGER RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -46,7 +46,7 @@ number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number)
 
 COMMON  = --profile "$$PROFILE" --seed "$$SEED" --data "$$DATA"
 METHODS = --method "$$METHOD"
-RESUMED = $(if $(RESUME),--resume) $(REPLACE)
+RESUMED = $(if $(RESUME),--resume) $(REPLACE) $(if $(LOGGER),--logger "$$LOGGER")
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 THEIRS  = $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME") $(if $(KEY),--key "$$KEY")
@@ -79,7 +79,7 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1"
+	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1  LOGGER=wandb|mlflow"
 	@echo "  CHECKPOINT=path NAME=label KEY=network  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
@@ -185,6 +185,10 @@ study: $(SETUP) ## add runs to the study on CIFAR-10; SCALE=cpu|gpu BUDGET=90m O
 study-report: $(SETUP) ## write study/README.md and its figures from study/records
 	@"$$PYTHON" -m analysis.study $(MORE)
 
+docs: $(SETUP) ## the documentation's site -> site/index.html
+	@NO_MKDOCS_2_WARNING=1 "$$PYTHON" -m mkdocs build --strict --quiet $(MORE)
+	@echo "the site: $(CURDIR)/site/index.html"
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .
 	@"$$PYTHON" -m ruff format --check .
@@ -207,4 +211,4 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 
 .PHONY: help setup lock demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
 	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \
-	report bench gpu-check chaos study study-report test test-all clean clean-cache
+	report bench gpu-check chaos study study-report docs test test-all clean clean-cache

@@ -511,10 +511,11 @@ def test_trainers_start_on_their_ranks(commands, target, variables, start, launc
 @pytest.mark.parametrize("target", TRAINERS)
 def test_resume_reaches_trainers(commands, target):
     assert "--resume" in commands(target, RESUME=1)[0]
+    assert has(commands(target, LOGGER="wandb")[0], "--logger wandb")
     assert "--resume" not in commands(target)[0]
 
 
-SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
+SHELL = {"docs", "help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))

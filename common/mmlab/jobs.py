@@ -131,6 +131,7 @@ def resolve(
                 work_dir=work_dir,
                 products=[work_dir / WEIGHTS, work_dir / CONFIG, *products(work_dir)],
                 launcher=args.launcher,
+                logger=args.logger,
                 resume=args.resume,
                 overwrite=args.overwrite,
                 again=args.test_only,
