@@ -23,6 +23,9 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
 	CHECKPOINT NAME FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+# Systems set variables of these names for purposes of their own: ours are those of the command line.
+$(foreach name,NAME CHECKPOINT,$(if $(filter environment,$(origin $(name))),$(eval override $(name) :=)))
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
 
@@ -37,16 +40,28 @@ split  = $(shell words=$$(printf '%s\n' $(call quoted,$1) | xargs sh -c 'for wor
 listed = $(if $(strip $(value $1)),$(or $(call split,$1),$(error $1: a quote is not closed)))
 MORE   = $(call listed,ARGS)
 
+# A variable that no target knows is refused, with the nearest known name where a Python is there to find it.
+nearest = $(shell $(BASE_PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
+	'$(subst ','\'',$1)' $(USERS) 2>/dev/null)
+unknown = $(error no target knows the variable $1; $(foreach near,$(call nearest,$1),did you mean $(near)? )`make help` lists them)
+$(foreach name,$(filter-out $(USERS),$(GIVEN)),$(call unknown,$(name)))
+
 # Make itself compares these with 0 and 1.
 digits = $(subst 0,,$(subst 1,,$(subst 2,,$(subst 3,,$(subst 4,,$(subst 5,,$(subst 6,,$(subst 7,,$(subst 8,,$(subst 9,,$1))))))))))
 number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number))
+switch = $(if $(filter-out 0 1,$($1)),$(error $1 is '$($1)'; choose 1, or 0 for no))
+$(foreach name,GPUS NODES,$(call number,$(name)))$(if $(filter 0,$(NODES)),$(error NODES is '0'; choose 1 or more))
+$(foreach name,RESUME OVERWRITE FROZEN,$(call switch,$(name)))
+ifneq ($(filter-out none torchrun slurm,$(LAUNCHER)),)
+  $(error LAUNCHER is '$(LAUNCHER)'; choose none, torchrun or slurm)
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 COMMON  = --profile "$$PROFILE" --seed "$$SEED" --data "$$DATA"
 METHODS = --method "$$METHOD"
-RESUMED = $(if $(RESUME),--resume) $(REPLACE)
+RESUMED = $(if $(filter-out 0,$(RESUME)),--resume) $(REPLACE)
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME"),$(METHODS))
@@ -56,16 +71,15 @@ IMAGES  = $(if $(DATASET),--dataset "$$DATASET") $(if $(DATA_ROOT),--data-root "
 # Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
 # on one machine; without a GPU they are CPU processes.
 EACH = $(or $(filter-out 0,$(GPUS)),1)
-CHECKED = $(call number,GPUS)$(call number,NODES)$(if $(filter none torchrun slurm,$(LAUNCHER)),,$(error LAUNCHER is '$(LAUNCHER)'; choose none, torchrun or slurm))
 ifeq ($(LAUNCHER),slurm)
-  TRAIN  = $(CHECKED)srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(call listed,SRUN_ARGS) "$$PYTHON" -m
+  TRAIN  = srun --kill-on-bad-exit=1 $(if $(filter-out 0,$(GPUS)),--nodes=$(NODES) --ntasks-per-node=$(GPUS)) $(call listed,SRUN_ARGS) "$$PYTHON" -m
   RANKS  = --launcher slurm
 else ifneq ($(filter-out 0 1,$(GPUS))$(filter-out 1,$(NODES))$(filter torchrun,$(LAUNCHER)),)
   RENDEZVOUS = $(if $(filter-out 1,$(NODES)),--nnodes $(NODES) --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint $(if $(HEAD),"$$HEAD",$(error NODES=$(NODES) needs HEAD=host:port of the first machine)),--standalone)
-  TRAIN  = $(CHECKED)"$$PYTHON" -m tools.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
+  TRAIN  = "$$PYTHON" -m tools.launch $(RENDEZVOUS) --nproc_per_node $(EACH) -m
   RANKS  = --launcher pytorch
 else
-  TRAIN  = $(CHECKED)"$$PYTHON" -m
+  TRAIN  = "$$PYTHON" -m
   RANKS  =
 endif
 
@@ -109,7 +123,7 @@ linear: $(SETUP) ## linear classifier on frozen features
 	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
 
 # One process uses every GPU it sees; on Slurm, each checkpoint and data set is a task of an array job.
-ARRAY = $(if $(filter slurm,$(LAUNCHER)),--launcher slurm $(if $(SRUN_ARGS),--sbatch-args="$$SRUN_ARGS"))
+ARRAY = $(if $(filter-out none,$(LAUNCHER)),--launcher "$$LAUNCHER" $(if $(SRUN_ARGS),--sbatch-args="$$SRUN_ARGS"))
 
 export: $(SETUP) ## a checkpoint for others, with a model card; FORMAT=torchvision|timm|safetensors|detectron2|mmlab|huggingface
 	@"$$PYTHON" -m common.export $(COMMON) $(SUBJECT) --format "$$FORMAT" $(MORE)

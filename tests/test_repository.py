@@ -1,6 +1,7 @@
 """The repository itself: pins, import directions, the Makefile, what is committed."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -431,6 +432,15 @@ def test_lists_of_words_are_split_outside_quotes_and_nothing_else(commands, text
         ({"NODES": "two", "HEAD": "a:1"}, "NODES is 'two'; choose a whole number"),
         ({"LAUNCHER": "slurm", "GPUS": "`touch X`"}, "GPUS is '`touch X`'; choose"),
         ({"LAUNCHER": "srun"}, "LAUNCHER is 'srun'; choose none, torchrun or slurm"),
+        ({"NODES": "0"}, "NODES is '0'; choose 1 or more"),
+        ({"RESUME": "no"}, "RESUME is 'no'; choose 1, or 0 for no"),
+        ({"FROZEN": "`touch X`"}, "FROZEN is '`touch X`'; choose 1"),
+        ({"PROFIL": "demo"}, "no target knows the variable PROFIL; did you mean PROFILE? `make help` lists them"),
+        ({"METHODS": "all"}, "METHODS; did you mean METHOD?"),
+        ({"GPU": "8"}, "GPU; did you mean GPUS?"),
+        ({"DATASETS": "dtd"}, "DATASETS; did you mean DATASET?"),
+        ({"seed": "1"}, "seed; did you mean SEED?"),
+        ({"SETUP": "", "COLOUR": "red"}, "; `make help` lists them"),
         ({"NODES": "2"}, "NODES=2 needs HEAD=host:port of the first machine"),
         ({"ARGS": "--x 'y"}, "ARGS: a quote is not closed"),
         ({"LAUNCHER": "slurm", "SRUN_ARGS": '"'}, "SRUN_ARGS: a quote is not closed"),
@@ -472,6 +482,38 @@ def test_trainers_start_on_their_ranks(commands, target, variables, start, launc
 def test_resume_reaches_trainers(commands, target):
     assert "--resume" in commands(target, RESUME=1)[0]
     assert "--resume" not in commands(target)[0]
+    assert "--resume" not in commands(target, RESUME=0)[0]
+
+
+def test_a_name_and_a_checkpoint_of_the_system_s_are_not_the_user_s(programs):
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "python", "METHOD": "byol"}
+    environment |= {"NAME": "DESKTOP-1", "CHECKPOINT": "x.pth"}
+    done = subprocess.run(["make", "knn"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("\0--method\0byol\0\1")
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for room in (*ROOMS, "tools")
+    for path in (ROOT / room).rglob("*.py")
+    if '\nif __name__ == "__main__":' in path.read_text() and path.name != "launch.py"  # whose words are torchrun's
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_ends_with_examples_and_has_no_empty_default(commands, module, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    text, colon, examples = capsys.readouterr().out.partition("examples:\n")
+    assert colon
+    assert re.findall(r"\bNone\b|default: *[\[{)]|default: *False", text) == []
+    for line in examples.splitlines():
+        words = shlex.split(line)
+        if words[0] == "make":
+            (words,) = commands(words[1], **dict(word.split("=", 1) for word in words[2:]))
+        assert has(words, f"python -m {module}") or has(
+            words, f"-m tools.launch --standalone --nproc_per_node 8 -m {module}"
+        )
 
 
 SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}

@@ -40,9 +40,9 @@ class Finetuning(Job):
         return sha256_of_text(self.training, self.checkpoint_sha256)
 
 
-def parser(module: str, description: str) -> cli.Parser:
+def parser(module: str, description: str, examples: str) -> cli.Parser:
     """Return the parser of a dense task: the common arguments and those of a trainer."""
-    result = cli.parser(module, description, reads_checkpoint=True)
+    result = cli.parser(module, description, examples, reads_checkpoint=True)
     cli.add_config_arguments(result)
     cli.add_scale_arguments(result)
     result.add_argument(
