@@ -129,6 +129,11 @@ def _check_split_file(path: Path, names: list[str]) -> None:
 
 def _dataset_list(text: str, profile: str) -> list[str]:
     words = suite(profile) if text == "all" else text.replace(",", " ").split()
+    for source in (SOURCES[word] for word in words if word in SOURCES and word not in known(profile)):
+        if source.profiles:
+            raise UserError(
+                f"DATASET {source.title} is not in the profile {profile}; add PROFILE={' or '.join(source.profiles)}"
+            )
     check = cli.one_of("DATASET", (*known(profile), "all"))
     return [check(word) for word in words] or [check("")]
 
