@@ -22,9 +22,9 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	CHECKPOINT NAME FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	CLASSES IMAGES CHECKPOINT NAME KEY FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 # Systems set variables of these names for purposes of their own: ours are those of the command line.
-$(foreach name,NAME CHECKPOINT,$(if $(filter environment,$(origin $(name))),$(eval override $(name) :=)))
+$(foreach name,NAME CHECKPOINT KEY,$(if $(filter environment,$(origin $(name))),$(eval override $(name) :=)))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(USERS),$(if $(filter command environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 export $(USERS)
@@ -64,9 +64,13 @@ METHODS = --method "$$METHOD"
 RESUMED = $(if $(filter-out 0,$(RESUME)),--resume) $(REPLACE)
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
-SUBJECT = $(if $(CHECKPOINT)$(NAME),$(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME"),$(METHODS))
-SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME),$(SUBJECT))
-IMAGES  = $(if $(DATASET),--dataset "$$DATASET") $(if $(DATA_ROOT),--data-root "$$DATA_ROOT")
+THEIRS  = $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME") $(if $(KEY),--key "$$KEY")
+SUBJECT = $(if $(CHECKPOINT)$(NAME)$(KEY),$(THEIRS),$(METHODS))
+SHOWN   = $(if $(METHOD_GIVEN)$(CHECKPOINT)$(NAME)$(KEY),$(SUBJECT))
+OWN     = $(if $(DATA_ROOT),--data-root "$$DATA_ROOT")
+NAMED   = $(if $(CLASSES),--classes "$$CLASSES")
+PICTURES = $(if $(NAME),--name "$$NAME",$(METHODS)) $(if $(DATASET),--dataset "$$DATASET") $(if $(IMAGES),--images "$$IMAGES")
+LOOKED  = $(if $(DATASET),--dataset "$$DATASET") $(OWN)
 
 # Trainers may run in several processes: torchrun's on each of NODES machines, or srun's tasks. GPUS is their number
 # on one machine; without a GPU they are CPU processes.
@@ -89,7 +93,8 @@ help: ## list every target
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  RESUME=1  OVERWRITE=1  FROZEN=1  CHECKPOINT=path NAME=label  ARGS='...'"
+	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1"
+	@echo "  CHECKPOINT=path NAME=label KEY=network  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the pinned requirements and this project
 
@@ -110,17 +115,20 @@ lock: ## regenerate requirements.txt from pyproject.toml, in a throw-away enviro
 demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with tables and a web page
 	@"$$PYTHON" -m tools.demo --data "$$DATA" $(REPLACE) $(MORE)
 
+evaluate: $(SETUP) ## every benchmark that the data allow, for CHECKPOINT NAME or METHOD; ends with a table and the page
+	@"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
+
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
 	@"$$PYTHON" -m common.download $(COMMON) --dataset "$$DATASET" $(MORE)
 
 pretrain: $(SETUP) ## pretrain METHOD and export checkpoints/PROFILE/METHOD.pth
-	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(RESUMED) $(RANKS) $(MORE)
+	@$(TRAIN) pretrain.train $(COMMON) $(METHODS) $(OWN) $(RESUMED) $(RANKS) $(MORE)
 
 knn: $(SETUP) ## weighted kNN on frozen features
-	@"$$PYTHON" -m pretrain.knn $(COMMON) $(SUBJECT) $(MORE)
+	@"$$PYTHON" -m pretrain.knn $(COMMON) $(SUBJECT) $(OWN) $(MORE)
 
 linear: $(SETUP) ## linear classifier on frozen features
-	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
+	@$(TRAIN) pretrain.linear $(COMMON) $(SUBJECT) $(OWN) $(RESUMED) $(RANKS) $(MORE)
 
 # One process uses every GPU it sees; on Slurm, each checkpoint and data set is a task of an array job.
 ARRAY = $(if $(filter-out none,$(LAUNCHER)),--launcher "$$LAUNCHER" $(if $(SRUN_ARGS),--sbatch-args="$$SRUN_ARGS"))
@@ -129,37 +137,46 @@ export: $(SETUP) ## a checkpoint for others, with a model card; FORMAT=torchvisi
 	@"$$PYTHON" -m common.export $(COMMON) $(SUBJECT) --format "$$FORMAT" $(MORE)
 
 transfer: $(SETUP) ## L-BFGS logistic regression on DATASET
-	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset "$$DATASET" $(ARRAY) $(MORE)
+	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset "$$DATASET" $(OWN) $(ARRAY) $(MORE)
 
 transfer-all: $(SETUP) ## L-BFGS logistic regression on every data set of the profile; ends with a table
-	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(ARRAY) $(MORE)
+	@"$$PYTHON" -m transfer.run $(COMMON) $(SUBJECT) --dataset all $(OWN) $(ARRAY) $(MORE)
 
 detection-voc: $(SETUP) ## Faster R-CNN on VOC
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset voc $(OWN) $(NAMED) $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
 
 detection-coco: $(SETUP) ## Faster R-CNN on COCO
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset coco $(OWN) $(NAMED) $(FREEZE) $(RESUMED) $(RANKS) $(MORE)
+
+detect: $(SETUP) ## draw the boxes of a finished detector, METHOD's or NAME's, in the folder IMAGES; JSON beside them
+	@"$$PYTHON" -m detection.detect $(COMMON) $(PICTURES) $(MORE)
+
+segment: $(SETUP) ## draw the class maps of a finished segmentation network in the folder IMAGES; JSON beside them
+	@"$$PYTHON" -m segmentation.segment $(COMMON) $(PICTURES) $(MORE)
 
 test-detection: $(SETUP) ## test a finished detector again; DATASET=voc or coco
-	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$${DATASET:-voc}" --test-only $(FREEZE) $(REPLACE) $(RANKS) $(MORE)
+	@$(TRAIN) detection.train $(COMMON) $(SUBJECT) --dataset "$${DATASET:-voc}" $(OWN) $(NAMED) --test-only $(FREEZE) $(REPLACE) $(RANKS) $(MORE)
 
 test-segmentation: $(SETUP) ## test a finished segmentation network again
-	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) --test-only $(REPLACE) $(RANKS) $(MORE)
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(OWN) $(NAMED) --test-only $(REPLACE) $(RANKS) $(MORE)
 
 segmentation-ade20k: $(SETUP) ## UPerNet on ADE20K
-	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(RESUMED) $(RANKS) $(MORE)
+	@$(TRAIN) segmentation.train $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(RESUMED) $(RANKS) $(MORE)
+
+import-checkpoint: $(SETUP) ## take the ResNet out of anybody's CHECKPOINT -> checkpoints/PROFILE/NAME.pth
+	@"$$PYTHON" -m common.checkpoint import $(COMMON) $(THEIRS) $(REPLACE) $(MORE)
 
 tables: $(SETUP) ## Markdown, LaTeX and CSV tables from the records
 	@"$$PYTHON" -m analysis.tables $(COMMON) $(MORE)
 
 tsne: $(SETUP) ## t-SNE of test features, one panel per method; DATASET or DATA_ROOT and CHECKPOINT choose others
-	@"$$PYTHON" -m analysis.tsne $(COMMON) $(SHOWN) $(IMAGES) $(MORE)
+	@"$$PYTHON" -m analysis.tsne $(COMMON) $(SHOWN) $(LOOKED) $(MORE)
 
 curves: $(SETUP) ## loss, std and kNN of pretraining against epochs and time, from the logs
 	@"$$PYTHON" -m analysis.curves $(COMMON) $(if $(METHOD_GIVEN),$(METHODS)) $(MORE)
 
 geometry: $(SETUP) ## alignment and uniformity of every checkpoint (Wang and Isola, 2020)
-	@"$$PYTHON" -m analysis.geometry $(COMMON) $(SHOWN) $(IMAGES) $(MORE)
+	@"$$PYTHON" -m analysis.geometry $(COMMON) $(SHOWN) $(LOOKED) $(MORE)
 
 figures: $(SETUP) ## pictures of segmentation and detection: ground truth, each method's prediction
 	@"$$PYTHON" -m analysis.figures $(COMMON) $(MORE)
@@ -202,6 +219,6 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
 		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
 
-.PHONY: help setup lock demo data pretrain knn linear export transfer transfer-all detection-voc detection-coco \
-	segmentation-ade20k test-detection test-segmentation tables tsne curves geometry figures report bench gpu-check chaos \
-	study study-report 	test test-all clean clean-cache
+.PHONY: help setup lock demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
+	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \
+	report bench gpu-check chaos study study-report test test-all clean clean-cache

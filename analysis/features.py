@@ -10,7 +10,6 @@ import numpy as np
 from PIL.Image import Image
 
 from analysis.scope import SIZES, Scope
-from common.checkpoint import load_checkpoint
 from common.cifar import cifar10, cifar100
 from common.embedded import digits
 from common.errors import UserError
@@ -78,7 +77,7 @@ def open_images(scope: Scope, least: int = 1) -> tuple[LabelledImages, Callable[
 
 def extract(subject: Subject, images: LabelledImages, transform: Callable[[Image], Any], cache: Path) -> np.ndarray:
     """Return the checkpoint's features (N, D) of the images, float32, in memory."""
-    checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+    checkpoint = subject.load()
     workers = pick_workers(len(images.labels))
     return np.array(extract_features(checkpoint, images, transform, cache, workers=workers).x)
 

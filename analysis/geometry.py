@@ -13,7 +13,7 @@ from analysis.names import model_order
 from analysis.products import digest_of_code, figure_files, make_once
 from analysis.scope import Scope, add_images, resolve
 from common import cli
-from common.files import sha256_of_file, sha256_of_text, write_json
+from common.files import sha256_of_text, write_json
 from common.run import Subject
 
 EXAMPLES = """
@@ -47,7 +47,7 @@ def build(scope: Scope) -> Path:
     stem = scope.stem("geometry")
     numbers_file = stem.with_suffix(".json")
     settings = sha256_of_text(digest_of_code("spread", "features"), images.fingerprint, repr(transform))
-    digests = {s.name: sha256_of_text(settings, sha256_of_file(s.path)) for s in subjects}
+    digests = {s.name: sha256_of_text(settings, s.sha256) for s in subjects}
     files = [*figure_files(stem), stem.with_suffix(".svg"), numbers_file]
 
     def make() -> None:

@@ -98,7 +98,7 @@ def resolve(
     has.
     """
     parser = cli.parser(module, description, examples, reads_checkpoint=reads_checkpoint, unused=unused)
-    parser.set_defaults(method="all", checkpoint=None, name=None)
+    parser.set_defaults(method="all", checkpoint=None, name=None, key=None)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as t
 from tqdm import tqdm
 
-from common.checkpoint import load_checkpoint
 from common.features import pick_device, pick_workers
 from common.images import LabelledImages
 from common.run import Subject
@@ -25,7 +24,7 @@ def measure(
 ) -> dict[str, float]:
     """Return the checkpoint's alignment and uniformity over two views of each image; the same views each time."""
     device = pick_device()
-    backbone = load_checkpoint(subject.path, make_it=subject.make_it).backbone().to(device)
+    backbone = subject.load().backbone().to(device)
     pairs: Any = TwoViews(images, views, transform)
     loader: DataLoader[Tensor] = DataLoader(pairs, BATCH, num_workers=pick_workers(len(images.labels)))
     parts = []

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from scipy.special import stdtrit  # scipy.stats takes a second to import
+
 from analysis.names import model_name
 from common import cli
 from common.errors import UserError
@@ -227,8 +229,6 @@ def difference(runs: Runs, contrast: Contrast, metric: str) -> Difference | None
         return None
     if len(values) < LEAST:
         return Difference(fmean(values), len(values))
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
     reach = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     return Difference(fmean(values), len(values), fmean(values) - reach, fmean(values) + reach)
 

@@ -16,7 +16,7 @@ from analysis.products import digest_of_code, figure_files, make_once
 from analysis.scope import PERPLEXITY, Scope, add_images, resolve
 from common import cli
 from common.errors import UserError
-from common.files import atomic_path, atomic_write, sha256_of_file
+from common.files import atomic_path, atomic_write
 from common.images import LabelledImages
 
 EXAMPLES = """
@@ -60,7 +60,7 @@ def build(scope: Scope) -> Path:
     stem = scope.stem("tsne")
     settings = f"perplexity {scope.perplexity}, {transform!r}, {images.fingerprint}"
     code = digest_of_code("tsne", "embedding", "features")
-    inputs = [settings, code, *(f"{s.name}:{sha256_of_file(s.path)}" for s in subjects)]
+    inputs = [settings, code, *(f"{s.name}:{s.sha256}" for s in subjects)]
     files = [*figure_files(stem), stem.with_suffix(".json"), stem.with_suffix(".webp")]
 
     def make() -> None:

@@ -3,6 +3,7 @@
 They are not in `pretrain/` because every room reads checkpoints and must build what they hold.
 """
 
+import re
 from functools import cache
 from typing import Any
 
@@ -10,36 +11,41 @@ import timm
 import torch
 from torch import nn
 
-# The paper's ResNet-18 for CIFAR-10 (C.2) as lightly builds it, without the ReLU after the stem's BN (PROTOCOLS 2),
-# the same network with that ReLU, and the first one at a quarter of its width.
-CIFAR = ("resnet18_cifar", "resnet18_cifar_stemrelu", "resnet18_cifar_quarter")
-# torchvision's ResNets, which have the same names in timm, and ours for 32 pixels.
-RESNETS = (
-    *("resnet18", "resnet50", "resnet18_cifar", "resnet34", "resnet101", "resnet152"),
-    "resnet18_cifar_quarter",
-    *("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
+# torchvision's ResNets, which have the same names in timm -> the number of blocks in each stage.
+RESNETS = {
+    **{"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)},
+    **{"resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)},
+    **{"wide_resnet50_2": (3, 4, 6, 3), "wide_resnet101_2": (3, 4, 23, 3)},
+    **{"resnext50_32x4d": (3, 4, 6, 3), "resnext101_32x8d": (3, 4, 23, 3), "resnext101_64x4d": (3, 4, 23, 3)},
+}
+# Endings of names for 32 pixels. The paper's ResNet-18 for CIFAR-10 (C.2) is `resnet18_cifar`: as lightly builds it,
+# it has no ReLU after the stem's BN (PROTOCOLS 2). Most others have it, and solo-learn also pads by 2 (PROTOCOLS 8).
+# `resnet18_cifar_quarter` is the paper's at a quarter of the width.
+CIFAR = ("_cifar", "_cifar_stemrelu", "_cifar_pad2", "_cifar_quarter")
 
 
 def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
     """Return a network mapping images (N, 3, H, W) float32 to pooled features (N, D) float32.
 
-    `name` is a convolutional network of timm (`resnet18`, `resnet50`, ...), `resnet18_cifar` (3x3 stem of stride 1
-    without ReLU, no max-pool, PyTorch's default initialisation), `resnet18_cifar_stemrelu` (the same with the ReLU) or
-    `resnet18_cifar_quarter` (the first with 16 to 128 channels instead of 64 to 512).
+    `name` is a convolutional network of timm (`resnet18`, `resnet50`, ...), or one of RESNETS with an ending of CIFAR:
+    `resnet18_cifar` (3x3 stem of stride 1 without ReLU, no max-pool, PyTorch's default initialisation),
+    `resnet18_cifar_stemrelu` (the same with the ReLU), `resnet18_cifar_pad2` (also with padding 2 in the stem),
+    `resnet18_cifar_quarter` (the first with 16 to 128 channels instead of 64 to 512, for any ResNet).
     `zero_init_residual` starts the last BN weight of every residual block at 0, the authors' ImageNet setting. Raises
     ValueError for an unknown name.
     """
-    base = "resnet18" if name in CIFAR else name
-    if base not in _known():
-        raise ValueError(f"unknown backbone '{name}'; known: timm's convolutional networks and {', '.join(CIFAR)}")
+    base, cifar, ending = name.partition("_cifar")
+    if base not in (RESNETS if cifar else _known()) or (cifar and cifar + ending not in CIFAR):
+        raise ValueError(
+            f"unknown backbone '{name}'; known: timm's convolutional networks, and ResNets with {', '.join(CIFAR)}"
+        )
     options: dict[str, Any] = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
-    if name.endswith("_quarter"):
+    if ending == "_quarter":
         # timm widens the stem by its deep form alone, whose convolutions `_to_cifar` replaces.
         options |= {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
-    if name in CIFAR:
-        _to_cifar(network, stem_relu=name.endswith("_stemrelu"))
+    if cifar:
+        _to_cifar(network, stem_relu=ending in ("_stemrelu", "_pad2"), padding=2 if ending == "_pad2" else 1)
         if zero_init_residual:
             for block in network.modules():
                 if hasattr(block, "zero_init_last"):
@@ -53,13 +59,17 @@ def feature_dim(network: nn.Module) -> int:
     return int(getattr(network, "head_hidden_size", network.num_features))  # type: ignore[arg-type]
 
 
-def architecture_of(state_dict: dict[str, torch.Tensor]) -> str | None:
-    """Return the architecture whose parameters have exactly these names and shapes, or None."""
-    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    for arch in RESNETS:
-        if shapes == shapes_of(arch):
-            return arch
-    return None
+def architecture_of(shapes: dict[str, tuple[int, ...]], *, cifar: str = "_cifar_stemrelu") -> str | None:
+    """Return the ResNet with as many blocks that has most of these names and shapes, or None if none has that many.
+
+    `cifar` is the ending of CIFAR for networks of full width with a 3x3 stem.
+    """
+    numbers = [re.findall(rf"^layer{stage}\.(\d+)\.", "\n".join(shapes), re.M) for stage in range(1, 5)]
+    blocks = tuple(len(set(stage)) for stage in numbers)
+    stem = shapes.get("conv1.weight", ())
+    ending = ("_cifar_quarter" if stem[0] == 16 else cifar) if stem[2:] == (3, 3) else ""
+    fitting = [f"{base}{ending}" for base, count in RESNETS.items() if count == blocks]
+    return max(fitting, key=lambda arch: len(shapes.items() & shapes_of(arch).items()), default=None)
 
 
 @cache
@@ -75,9 +85,9 @@ def _known() -> frozenset[str]:
     return frozenset(timm.list_models())
 
 
-def _to_cifar(network: nn.Module, *, stem_relu: bool) -> None:
+def _to_cifar(network: nn.Module, *, stem_relu: bool, padding: int) -> None:
     width: int = network.bn1.num_features  # type: ignore[union-attr, assignment]
-    network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=padding, bias=False)
     network.maxpool = nn.Identity()
     if not stem_relu:
         network.act1 = nn.Identity()

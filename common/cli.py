@@ -93,6 +93,21 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
     return check
 
 
+def share(name: str) -> Callable[[str], float]:
+    """Return an argparse `type` that accepts the numbers from 0 to 1."""
+
+    def check(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise UserError(f"{name} is '{text}'; choose a number from 0 to 1")
+        return number
+
+    return check
+
+
 def path(text: str) -> Path:
     """Parse a path; a leading `~`, which shells leave as it is in DATA=~/sets, is the home folder."""
     try:
@@ -130,8 +145,13 @@ def parser(
             f"--{name}", default=default, type=kind, help=argparse.SUPPRESS if name in unused.split() else said
         )
     if reads_checkpoint:
-        result.add_argument("--checkpoint", type=path, help="evaluate this checkpoint instead of our own")
+        result.add_argument(
+            "--checkpoint",
+            type=path,
+            help="evaluate this checkpoint instead of our own: a file, timm:NAME, torchvision:NAME or hf:OWNER/NAME",
+        )
         result.add_argument("--name", help="the label of --checkpoint in records and tables")
+        result.add_argument("--key", help="the network to take where --checkpoint holds several")
     return result
 
 
@@ -141,9 +161,14 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
         check_label(args.name)
-        return [Subject(args.name, args.checkpoint, "your own pretraining, or correct CHECKPOINT")]
-    if args.name:
-        raise UserError("NAME labels a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
+        file = args.checkpoint
+        if ":" in str(file) and not file.exists():
+            from common.checkpoint.hub import fetch
+
+            file = fetch(str(file), args.checkpoints)
+        return [Subject(args.name, file, "your own pretraining, or correct CHECKPOINT", args.key)]
+    if args.name or args.key:
+        raise UserError("NAME and KEY belong to a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     return exports(args)
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from common import cli
-from common.backbones import CIFAR, RESNETS
-from common.checkpoint import META_KEYS, Checkpoint, load_checkpoint
+from common.backbones import RESNETS
+from common.checkpoint import META_KEYS, Checkpoint
 from common.errors import UserError
 from common.files import atomic_write
 from common.images import IMAGENET_MEAN, IMAGENET_STD
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         subjects = cli.subjects(args)
     for subject in subjects:
-        checkpoint = load_checkpoint(subject.path, make_it=subject.make_it)
+        checkpoint = subject.load()
         name = subject.name if args.checkpoint else subject.path.stem
         folder = args.exports / args.profile / name / args.format
         for path in export(checkpoint, name, args.format, folder, records_of(checkpoint, args.results)):
@@ -251,7 +251,7 @@ _PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 FORMATS: Mapping[str, Format] = {
     "torchvision": Format(
         "torchvision",
-        lambda arch: arch in RESNETS and arch not in CIFAR,
+        RESNETS.__contains__,
         lambda arch, tensors: {"{name}.pth": _torch_file(tensors)},
         """\
 ```python
@@ -266,7 +266,7 @@ network.load_state_dict(torch.load({file}, weights_only=True))
     ),
     "timm": Format(
         "timm",
-        lambda arch: arch not in CIFAR,
+        lambda arch: "_cifar" not in arch,
         _timm,
         """\
 ```python

@@ -212,6 +212,11 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_network(path: str | os.PathLike[str], key: str | None) -> str:
+    """Return what identifies a network in a checkpoint: the file's SHA-256, or with a KEY= that of both."""
+    return sha256_of_file(path) if key is None else sha256_of_text(sha256_of_file(path), key)
+
+
 def sha256_of_text(*parts: str) -> str:
     """Return the SHA-256 of the parts, each followed by a zero byte so that their borders count."""
     digest = hashlib.sha256()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from common.errors import UserError, rank
-from common.files import is_whole, set_aside, sha256_of_file, write_json
+from common.files import is_whole, set_aside, sha256_of_network, write_json
 from common.names import OVERWRITE
 from common.records import SCHEMA, RecordKey, digest, git_state, read_record, validate, versions
 
@@ -32,11 +32,28 @@ class Folders:
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file."""
+    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file.
+
+    `key` names the network to take, where a file has several.
+    """
 
     name: str
     path: Path
     make_it: str
+    key: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The network's identity. Raises UserError when the file is missing, naming the command that makes it."""
+        if not self.path.is_file():
+            raise UserError(f"checkpoint {self.path} is missing; make it with `{self.make_it}`")
+        return sha256_of_network(self.path, self.key)
+
+    def load(self, sha256: str | None = None) -> "Checkpoint":
+        """Return the checkpoint, checked. Raises UserError as `common.checkpoint.load_checkpoint` does."""
+        from common.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path, make_it=self.make_it, sha256=sha256, key=self.key)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,16 +94,12 @@ class Job:
 
     @cached_property
     def checkpoint_sha256(self) -> str:
-        """The checkpoint's hash. Raises UserError when the file is missing, naming the command that makes it."""
-        if not self.subject.path.is_file():
-            raise UserError(f"checkpoint {self.subject.path} is missing; make it with `{self.subject.make_it}`")
-        return sha256_of_file(self.subject.path)
+        """The checkpoint's identity, computed once."""
+        return self.subject.sha256
 
     def load(self) -> "Checkpoint":
         """Return the checkpoint, checked. Raises UserError as `common.checkpoint.load_checkpoint` does."""
-        from common.checkpoint import load_checkpoint
-
-        return load_checkpoint(self.subject.path, make_it=self.subject.make_it, sha256=self.checkpoint_sha256)
+        return self.subject.load(self.checkpoint_sha256)
 
     def is_done(self) -> bool:
         """Return whether its products and its record, of exactly this checkpoint and these settings, are there.

@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import sha256_of_text
 from common.images import LabelledImages, has_classes, image_split, image_tree
-from common.sources import MAP11, SOURCES
+from common.sources import MAP11, SOURCES, own_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -73,19 +73,20 @@ def open_images(name: str, root: str, split: str, first: int | None = None, labe
 
 
 def label(images: Mapping[str, Any]) -> str:
-    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`."""
-    return Path(images["root"]).resolve().name if images["name"] == "folder" else str(images["name"])
+    """Return the data set's name in records and checkpoints; `images` are a config's arguments of `open_images`.
+
+    Raises UserError as `common.sources.own_name` does.
+    """
+    return own_name(Path(images["root"])) if images["name"] == "folder" else str(images["name"])
 
 
 def use_folder(config: "Config", root: Path) -> None:
     """Make every part of `config` read the ImageFolder `root`, as its data root, instead of its own data set.
 
     Pretraining takes any tree of images as it is; without a folder per class in `train` and `val` it is not monitored
-    by kNN. Raises UserError for a `root` that is missing, and for another command when it has no `train` folder.
+    by kNN. Raises UserError for another command when it has no `train` folder.
     """
     pretraining = "train_dataloader" in config and "val_dataloader" not in config
-    if not root.is_dir():
-        raise UserError(f"--data-root {root} (DATA_ROOT) is not a folder; correct it")
     if not pretraining and not (root / "train").is_dir():
         raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
     images: dict[str, Any] = dict(name="folder", root=".")

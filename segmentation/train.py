@@ -6,6 +6,7 @@ validation images, for the figure.
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from common.mmlab import jobs
 from common.run import Measured, todo
 from common.sources import make_data
 from segmentation import INDEX, register
+from segmentation.folder import use_folder
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -40,7 +42,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     run = Finetune(job)
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
-        run.check(checkpoint, f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
+        run.check(checkpoint, f"{make_data(job.layout, job.folders.data)}, or {PLACE}", preflight.check)
         run.fit(checkpoint)
         run.train()
         scores = run.test()
@@ -75,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="test at one scale, a shorter side of 450, not the paper's several",
     )
+    parser.add_argument(
+        "--ignored", default=255, type=cli.whole("--ignored", 0, 255), help="the label of --data-root that is no class"
+    )
     args = parser.parse_args(argv)
     cli.announce("segmentation.train", args, runs=args.runs)
     if args.single_scale and args.profile == "demo":
@@ -88,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
         products=products,
+        use_folder=partial(use_folder, ignored=args.ignored),
     )
     for job in todo(runs):
         evaluate(job)

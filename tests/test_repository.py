@@ -1,7 +1,6 @@
 """The repository itself: pins, import directions, the Makefile, what is committed."""
 
 import ast
-import importlib
 import os
 import re
 import shlex
@@ -9,7 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from graphlib import CycleError, TopologicalSorter
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -334,6 +333,7 @@ READERS = {
     "detection-coco": "detection.train",
     "segmentation-ade20k": "segmentation.train",
     "export": "common.export",
+    "evaluate": "tools.evaluate",
 }
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
@@ -361,6 +361,24 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
 
 
+@pytest.mark.parametrize(
+    "target", [*sorted(READERS.keys() - {"export"}), "pretrain", "test-detection", "test-segmentation"]
+)
+def test_a_data_set_of_the_user_s_reaches_the_command(commands, target):
+    (line,) = commands(target, DATA_ROOT="my sets/a", CLASSES="a cat,a dog")
+    assert has(line, "--data-root 'my sets/a'")
+    dense = "detection" in target or "segmentation" in target or target == "evaluate"
+    assert has(line, "--classes 'a cat,a dog'") == dense
+
+
+@pytest.mark.parametrize(("target", "module"), [("detect", "detection.detect"), ("segment", "segmentation.segment")])
+def test_the_images_to_draw_reach_the_command(commands, target, module):
+    assert commands(target)[0][2:] == [module, *commands("knn")[0][3:]]  # which says that --images is missing
+    (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
+    assert has(line, "--name theirs --dataset fruit --images 'my photos'")
+    assert "--method" not in line
+
+
 def test_the_data_set_reaches_transfer_and_download(commands):
     assert commands("data", DATASET="dtd", DATA="/d")[0][-4:] == ["--data", "/d", "--dataset", "dtd"]
     assert commands("data")[0][-2:] == ["--dataset", ""]
@@ -368,6 +386,7 @@ def test_the_data_set_reaches_transfer_and_download(commands):
     assert has(commands("transfer-all")[0], "--dataset all")
     assert has(commands("test-detection")[0], "--dataset voc")
     assert has(commands("test-detection", DATASET="coco")[0], "--dataset coco")
+    assert has(commands("evaluate", ONLY="knn voc", GPUS=2, OVERWRITE=1)[0], "--overwrite --gpus 2 --only 'knn voc'")
 
 
 HOSTILE = (
@@ -503,10 +522,11 @@ MODULES = sorted(
 @pytest.mark.parametrize("module", MODULES)
 def test_help_ends_with_examples_and_has_no_empty_default(commands, module, capsys):
     with pytest.raises(SystemExit):
-        importlib.import_module(module).main(["--help"])
+        import_module(module).main(["--help"])
     text, colon, examples = capsys.readouterr().out.partition("examples:\n")
     assert colon
     assert re.findall(r"\bNone\b|default: *[\[{)]|default: *False", text) == []
+    module = module.removesuffix(".__main__")
     for line in examples.splitlines():
         words = shlex.split(line)
         if words[0] == "make":
@@ -522,7 +542,8 @@ SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))
 def test_a_target_is_one_call_of_a_module_that_exists(commands, target):
     (line,) = commands(target)
-    assert (ROOT / line[2].replace(".", "/")).with_suffix(".py").is_file()
+    module = ROOT / line[2].replace(".", "/")
+    assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
 
 
 def test_test_calls_linter_formatter_types_and_tests(commands):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import Timeout
 
 from analysis import study
 from analysis.study import QUESTIONS, SCALES, SEEDS, Arm, Question, Scale
@@ -21,9 +22,15 @@ from common import cli
 from common.checkpoint import Checkpoint
 from common.cifar import copy_of_cifar10
 from common.errors import Diverged, UserError, last_line
+from common.features import pick_device
 from common.files import Claim, write_json
 from common.log import LOG, read_log
 from common.run import Folders, Job, Measured, Subject, record, todo
+from pretrain import fit
+from pretrain.neighbours import bank_and_queries
+from pretrain.neighbours import measure as measure_knn
+from pretrain.train import jobs
+from transfer.sweep import sweep
 
 VALIDATION = 10  # every so many training images, one is of the validation set
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -56,9 +63,6 @@ def chosen(text: str) -> list[tuple[Question, Arm]]:
 
 def pretrained(arm: Arm, scale: str, seed: int, args: argparse.Namespace) -> Job:
     """Pretrain an arm, or go on where it stopped, and return the job, whose place is the export."""
-    from pretrain.fit import pretrain
-    from pretrain.train import jobs
-
     settings: Scale = SCALES[scale]
     folder = args.runs / "study" / scale / f"{arm.name}-seed{seed}"
     options = {
@@ -73,7 +77,7 @@ def pretrained(arm: Arm, scale: str, seed: int, args: argparse.Namespace) -> Job
     places = ["--runs", str(folder), "--checkpoints", str(folder), "--results", str(folder)]
     (job,) = jobs([*about, *places, *settings.arguments, "--resume", "--cfg-options", *words])
     for left in todo([job]):
-        pretrain(left)
+        fit.pretrain(left)
     return job
 
 
@@ -93,11 +97,6 @@ def effective_rank(x: np.ndarray) -> float:
 
 def measure(job: Job, checkpoint: Checkpoint) -> Measured:
     """Return kNN and linear accuracy of the checkpoint, with what its training's log says of collapse and time."""
-    from common.features import pick_device
-    from pretrain.neighbours import bank_and_queries
-    from pretrain.neighbours import measure as measure_knn
-    from transfer.sweep import sweep
-
     config: Any = job.config
     knn = measure_knn(job, checkpoint)
     bank, queries = bank_and_queries(checkpoint, config.evaluation, job.feature_cache)
@@ -185,8 +184,6 @@ class Pace:
 
 def work(args: argparse.Namespace) -> None:
     """Do missing runs that no other process does, until none is left or none fits into what the budget leaves."""
-    from filelock import Timeout
-
     started, pace, records = time.monotonic(), Pace(), args.study / "records"
     while True:
         for question, arm, seed in missing(args.only, args.scale, records):

@@ -15,7 +15,7 @@ from common.errors import UserError, last_line
 from common.files import sha256_of_file, sha256_of_text
 from common.records import RecordKey
 from common.run import Subject
-from common.sources import SOURCES, NotPublishedError, known, suite
+from common.sources import SOURCES, NotPublishedError, add_folder, known, suite
 from transfer.datasets import load, read_split
 from transfer.job import Transfer
 from transfer.settings import SETTINGS
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.parser(MODULE, __doc__ or "", EXAMPLES, reads_checkpoint=True)
     parser.add_argument("--dataset", default="all", help="one or several data sets of the profile, or all")
+    parser.add_argument("--data-root", type=cli.path, help="this folder instead: train/ and val/, a folder per class")
     parser.add_argument(
         "--split-file", type=cli.path, help="JSON lists of caltech101's train and test images, to use instead"
     )
@@ -48,7 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sbatch-args", default="", help="more options of sbatch, as one word")
     parser.add_argument("--job", type=int, help="do this one alone, by its number (an array job's tasks)")
     args = parser.parse_args(argv)
-    names = _dataset_list(args.dataset, args.profile)
+    if args.data_root is None:
+        names = _dataset_list(args.dataset, args.profile)
+    else:
+        names = [add_folder(args.data_root, args.profile)]
     if args.split_file is not None:
         _check_split_file(args.split_file, names)
     pairs = [(subject, name) for subject in cli.subjects(args) for name in names]

@@ -71,7 +71,7 @@ class Finetune:
         annotations do not give it.
         """
         fit_to_arch(self.config, checkpoint.arch)
-        if self.job.key.profile == "demo":
+        if self.job.key.profile == "demo" and self.job.data_root is None:
             ensure_embedded(self.job.folders.data)
         require_layout(self.config, place)
         for dataset in datasets(self.config):
@@ -105,7 +105,7 @@ class Finetune:
                 lambda: (self.runner.train_loop.dataloader.dataset, self.runner.test_loop.dataloader.dataset)
             )
         self.runner.train_loop.dataloader.batch_sampler.sizes = self._sizes
-        self._fingerprint = data_fingerprint(job.folders.data, config, *self._sets)
+        self._fingerprint = data_fingerprint(job.data_root or job.folders.data, config, *self._sets)
 
     def train(self) -> None:
         """Train unless there are weights of these settings, and leave weights and config in the work_dir."""

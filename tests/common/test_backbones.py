@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.backbones import architecture_of, build_backbone, feature_dim, shapes_of
+from common.backbones import CIFAR, RESNETS, architecture_of, build_backbone, feature_dim, shapes_of
 
 
 @pytest.mark.parametrize(("arch", "width"), [("resnet18", 512), ("resnet50", 2048), ("resnet18_cifar", 512)])
@@ -15,7 +15,7 @@ def test_images_become_pooled_features(arch, width):
     assert feature_dim(network) == width
 
 
-@pytest.mark.parametrize("arch", ["resnet19", "", "_cifar", "resnet19_cifar"])
+@pytest.mark.parametrize("arch", ["resnet19", "", "_cifar", "resnet19_cifar", "resnet18_cifar_x", "vgg16_cifar"])
 def test_an_unknown_name_is_refused(arch):
     with pytest.raises(ValueError, match=f"unknown backbone '{arch}'; known: "):
         build_backbone(arch)
@@ -56,14 +56,28 @@ def test_the_cifar_network_starts_from_pytorch_s_defaults():
     assert 0.95 * bound < weight.abs().max() <= bound
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet18_cifar", "resnet34"])
+@pytest.mark.parametrize("arch", RESNETS)
 def test_an_architecture_is_known_by_its_tensors(arch):
     with torch.device("meta"):
         state = build_backbone(arch).state_dict()
-    assert architecture_of(state) == arch
-    assert shapes_of(arch) == {key: tuple(value.shape) for key, value in state.items()}
-    del state["layer3.0.bn1.running_mean"]
-    assert architecture_of(state) is None
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    assert architecture_of(shapes) == arch
+    assert shapes_of(arch) == shapes
+    del shapes["layer3.0.bn1.running_mean"]
+    assert architecture_of(shapes) == arch  # the nearest
+    assert architecture_of({key: shape for key, shape in shapes.items() if "layer3.1" not in key}) is None
+
+
+@pytest.mark.parametrize("cifar", CIFAR)
+def test_a_3x3_stem_is_one_for_32_pixels(cifar):
+    assert architecture_of(shapes_of(f"resnet34{cifar}"), cifar=cifar) == f"resnet34{cifar}"
+
+
+def test_a_quarter_of_the_width_has_a_quarter_of_every_layer():
+    whole, quarter = shapes_of("resnet18_cifar"), shapes_of("resnet18_cifar_quarter")
+    expected = {name: tuple(n if n < 64 else n // 4 for n in shape) for name, shape in whole.items()}
+    assert quarter == expected
+    assert architecture_of(quarter) == "resnet18_cifar_quarter"
 
 
 def test_the_classifier_is_left_out():

@@ -529,9 +529,9 @@ def test_an_ablation_trains_under_its_own_name_and_a_senseless_one_is_refused(sp
 
 
 def test_any_image_folder_can_be_pretrained_on(space, capsys):
-    (space / "data").rename(space / "flowers")
-    train.main(["--data-root", "flowers", "--method", "simsiam", "--cfg-options", *TINY[1:]])
-    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "flowers"
+    (space / "data").rename(space / "blossoms")
+    train.main(["--data-root", "blossoms", "--method", "simsiam", "--cfg-options", *TINY[1:]])
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "blossoms"
     with pytest.raises(UserError, match=r"^--data-root elsewhere \(DATA_ROOT\) is not a folder; correct it$"):
         train.main(["--data-root", "elsewhere", "--method", "simsiam", "--cfg-options", *TINY[1:]])
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.backbones import build_backbone
-from common.checkpoint import META_KEYS, damaged_entry, load_checkpoint, load_into, save_checkpoint
+from common.checkpoint import META_KEYS, load_backbone, load_checkpoint, load_into, save_checkpoint
+from common.checkpoint.archive import damaged_entry
 from common.errors import UserError
 
 META = dict.fromkeys(META_KEYS, "") | {"arch": "resnet18", "name": "ours", "epochs": 3, "seed": 0, "feature_dim": 512}
@@ -89,7 +90,7 @@ def test_torchvision_and_timm_load_it_and_compute_the_same(good):
 
 
 def test_the_backbone_is_frozen(good):
-    backbone = load_checkpoint(good).backbone()
+    backbone = load_backbone(str(good))
     assert not backbone.training
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
@@ -157,7 +158,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, kind):
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "a.pth"
     path.write_bytes(content)
-    assert "make it again with" in refusal(path)
+    assert re.search("make it again with|unpack it|git lfs pull", refusal(path))
 
 
 def flipped(content: bytes, at: int) -> bytes:
@@ -231,8 +232,8 @@ def test_weights_that_are_not_plain_floating_point_numbers_are_refused(tmp_path,
     }.get(kind, lambda: weight.to(kind))()
     torch.save({**tensors, "conv1.weight": wrong}, tmp_path / "a.pth")
     line = refusal(tmp_path / "a.pth")
-    assert "conv1.weight holds " in line
-    assert line.endswith("not plain floating-point numbers; save it as float32")
+    integers = kind in (torch.int8, torch.int64, torch.bool)  # the others cannot be read without torch's own classes
+    assert re.search("conv1.weight holds .* not plain" if integers else "not plain numbers: conv1.weight", line)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
@@ -262,11 +263,9 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path, tensors, how):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    line = refusal(path)
+    assert re.search(r"carries code \(it would run posix.mkdir\) and is refused; .* do not trust", refusal(path))
     assert not mark.exists()
-    assert "refused" in line or "not a checkpoint" in line
     if how != "pickle":
-        assert "could run code" in line
         torch.load(path, weights_only=False)  # the attack is a real one
         assert mark.exists()
 
@@ -298,7 +297,7 @@ def test_an_unknown_architecture_is_refused(tmp_path, tensors):
     save_checkpoint(tmp_path / "a.pth", tensors, META | {"arch": "resnet19"})
     assert "unknown backbone 'resnet19'" in refusal(tmp_path / "a.pth")
     torch.save({"net.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    assert "no known architecture: its 1 tensors (first: net.weight)" in refusal(tmp_path / "b.pth")
+    assert "no known architecture: no ResNet in its 1 tensors (first: net.weight)" in refusal(tmp_path / "b.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -333,43 +332,28 @@ def test_the_authors_files_give_their_online_encoder(tmp_path, method):
     loaded = load_checkpoint(tmp_path / "a.pth")
     assert loaded.arch == "resnet18"
     assert same(loaded.state_dict, encoder)
-    others = {"module.encoder.fc", "module.predictor"} | ({"module.encoder_momentum"} if method == "byol" else set())
-    assert set(loaded.left_out) == others
+    start = "state_dict.module"
+    others = {f"{start}.encoder.fc (not part of the backbone)", f"{start}.predictor (outside the network)"}
+    if method == "byol":
+        target = f"{start}.encoder_momentum"
+        others.add(f"{target} (another network, KEY={target} takes it)")
+    assert {part for part in loaded.left_out if not part.startswith("optimizer")} == others
     assert loaded.loaded.endswith(f"not loaded: {', '.join(loaded.left_out)}")
 
 
 def test_the_target_network_never_stands_in_for_the_online_encoder(tmp_path):
-    """It neither fills in for a missing tensor nor stands in for a missing encoder."""
+    """It neither fills in for a missing tensor nor stands in for a missing encoder; KEY takes it all the same."""
     authors_file(tmp_path / "a.pth", "byol", lambda state: state.pop("module.encoder.layer4.0.bn1.bias"))
-    assert "layer4.0.bn1.bias" in refusal(tmp_path / "a.pth") or "no known" in refusal(tmp_path / "a.pth")
+    line = refusal(tmp_path / "a.pth")
+    assert "module.encoder (resnet18, 1 of 120 tensors are missing or not plain numbers: layer4.0.bn1.bias)" in line
 
     def only_target(state):
         for key in [key for key in state if key.startswith("module.encoder.")]:
             del state[key]
 
     authors_file(tmp_path / "b.pth", "byol", only_target)
-    assert "DistributedDataParallel (module.*)" in refusal(tmp_path / "b.pth")
-
-
-LAYOUTS = {
-    "MoCo": lambda s: {f"module.encoder_q.{k}": v for k, v in s.items()} | {"module.queue": torch.zeros(2)},
-    "lightly (numbered layers)": lambda s: {f"backbone.0.{k}": v for k, v in s.items()},
-    "solo-learn, lightly or OpenMMLab (backbone.*)": lambda s: {f"backbone.{k}": v for k, v in s.items()},
-    "solo-learn (encoder.*)": lambda s: {f"encoder.{k}": v for k, v in s.items()},
-    "VISSL": lambda s: {"classy_state_dict": {"base_model": {"model": {"trunk": s}}}},
-    "DistributedDataParallel (module.*)": lambda s: {f"module.{k}": v for k, v in s.items()},
-    "detectron2 or a ResNet-C/D": lambda s: {f"stem.{k}": v for k, v in s.items()},
-    "a ResNet-C/D (deep stem)": lambda s: {f"conv1.0.{k}": v for k, v in s.items()},
-    "detectron2": lambda s: {"model": s, "matching_heuristics": True},
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_another_layout_is_refused_by_its_name(tmp_path, tensors, layout):
-    torch.save(LAYOUTS[layout](tensors), tmp_path / "a.pth")
-    line = refusal(tmp_path / "a.pth")
-    assert f"has the layout of {layout}: " in line
-    assert line.endswith("export the backbone under those names")
+    assert "choose by KEY= from: state_dict.module.encoder_momentum (resnet18)" in refusal(tmp_path / "b.pth")
+    assert load_checkpoint(tmp_path / "b.pth", key="encoder_momentum").arch == "resnet18"
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2"])
@@ -412,7 +396,8 @@ def test_load_into_copies_every_tensor(good, tensors):
     network = build_backbone("resnet18")
     line = load_into(network, load_checkpoint(good))
     assert same(network.state_dict(), tensors)
-    assert line == f"loaded {len(tensors)} of {len(tensors)} backbone tensors from {good}; not loaded: none"
+    what = "(resnet18; layout: ours; prefix: state_dict.)"
+    assert line == f"loaded {len(tensors)} of {len(tensors)} backbone tensors from {good} {what}; not loaded: none"
 
 
 @pytest.mark.parametrize("arch", ["resnet34", "resnet18_cifar", "resnet50"])

@@ -1,0 +1,465 @@
+"""Tensors out of anybody's file, without running what is in it.
+
+A file may be torch's zip or its older form, safetensors, or a pickle of NumPy arrays as detectron2's. `torch.load` with
+`weights_only=True` reads the plain ones. For the others a restricted unpickler builds tensors and containers; whatever
+else a pickle names, settings for instance, becomes an inert placeholder, so nothing of the file is ever called. Every
+pickle is surveyed before it is read: no file costs more time or memory than its own size allows.
+"""
+
+import errno
+import math
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older form
+OPERATIONS = 500_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
+EXPANSION = 10  # times its size that a zip may unpack to; weights do not compress
+DEPTH, NESTED, LONGEST = 50, 1000, 500  # levels; items in nested tuples; characters of a tensor's name
+AXES, TENSORS = 8, 20_000  # of a tensor; of a file
+
+# What begins so is not a checkpoint, but how one often arrives -> what it is, and what to do.
+IMPOSTORS = {
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch that with `git lfs pull`"),
+    b"<!doctype html": ("is a web page, not the file itself", "download that again"),
+    b"<html": ("is a web page, not the file itself", "download that again"),
+    b"\x1f\x8b": ("is compressed", "unpack it with `gunzip`"),
+}
+NO_CHECKPOINT = "no checkpoint is like that: do not trust the file"
+LITTLE = "save it again on a little-endian machine"
+DTYPES = {
+    **{"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32},
+    **{"DoubleStorage": torch.float64, "ByteStorage": torch.uint8, "CharStorage": torch.int8},
+    **{"ShortStorage": torch.int16, "IntStorage": torch.int32, "LongStorage": torch.int64, "BoolStorage": torch.bool},
+}
+# A pickle that names nothing else is torch.load's to read.
+PLAIN = {
+    *("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"),
+    *(f"torch {name}" for name in DTYPES),
+}
+# A pickle that names these is meant to run code; settings never do.
+CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty code timeit webbrowser".split())
+CODE_OF_BUILTINS = set("eval exec execfile compile open input __import__ breakpoint".split())
+# pickle's operations that name classes and functions, and those that number and recall objects.
+NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
+PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+MARK = -1
+OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a pickled nn.Module keeps its tensors
+
+
+class UnreadableError(ValueError):
+    """What is wrong with a file: the end of a sentence that begins with it.
+
+    `remedy` is what to do, "" where it must be made again.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def read(path: Path) -> Any:
+    """Return what a file holds: dicts, lists and tuples, whose tensors `flatten` finds.
+
+    Raises UnreadableError for a file that is damaged, hostile or of another kind, and the system's OSError.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        start = stream.read(512)
+    for mark, (what, remedy) in IMPOSTORS.items():
+        if start.lower().startswith(mark):
+            raise UnreadableError(what, remedy)
+    if start[257:262] == b"ustar":
+        raise UnreadableError("is a tar archive", "unpack it with `tar xf`")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols; real problems raise
+            if start.startswith(b"PK\x03\x04"):
+                return _read_zip(path, size)
+            if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+                return load_file(path)
+            if start.startswith(b"\x80"):
+                return _read_pickles(path, size)
+    except UnreadableError:
+        raise
+    except Exception as error:  # a damaged stream may raise anything
+        # torch seeks beyond a cut file's end, which is the file's fault; a failing disk's error is the system's own.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise UnreadableError("is truncated or damaged") from None
+    raise UnreadableError("is not a checkpoint")
+
+
+def flatten(content: Any) -> dict[str, Tensor]:
+    """Return dotted name -> tensor of everything in nested dicts, lists and tuples, in the file's order."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, int, Any]] = [("", 0, content)]
+    while todo:
+        name, depth, value = todo.pop()
+        if isinstance(value, Strided | Array):
+            value = value.tensor()
+        if isinstance(value, Tensor):
+            found.setdefault(name[:-1], value.detach())
+            if len(found) > TENSORS:
+                raise UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            if depth > DEPTH:
+                raise UnreadableError(f"is nested more than {DEPTH} levels deep", NO_CHECKPOINT)
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            inner = [
+                (name if key in OF_MODULES else f"{name}{_word(key)}.", depth + 1, item)
+                for key, item in items
+                if isinstance(item, Tensor | Strided | Array | dict | list | tuple)
+            ]
+            todo += [entry for entry in reversed(inner) if len(entry[0]) <= LONGEST]
+    return found
+
+
+def damaged_entry(path: Path) -> str | None:
+    """Return the first entry of a torch file (a zip) that does not fit its CRC, which torch.load does not compare.
+
+    Return None if there is none. Legacy files have no CRC; those saved after `set_crc32_options(False)` have zeros,
+    which are not compared. A zip that cannot be read is left to `read`, which refuses it.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception:  # a damaged table of contents may raise anything
+        return None
+    with archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as stream:
+                    while entry.CRC != 0 and stream.read(2**20):
+                        pass
+            except Exception:
+                return entry.filename
+    return None
+
+
+def _word(key: Any) -> str:
+    return key if isinstance(key, str) else str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
+
+
+# ---- torch's two forms ----
+
+
+def _read_zip(path: Path, size: int) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > EXPANSION * size:
+            raise UnreadableError(f"is a zip bomb: it unpacks to more than {EXPANSION} times its size", NO_CHECKPOINT)
+        if (entry := damaged_entry(path)) is not None:
+            raise UnreadableError(f"is damaged: entry {entry!a} does not fit its checksum")
+        tables = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(tables) != 1:
+            raise UnreadableError("is not a checkpoint")
+        (table,) = tables
+        folder = table.removesuffix("data.pkl")
+        for info in archive.infolist():
+            info.CRC = info.CRC or None  # type: ignore[assignment]  # 0: saved without; zipfile would compare it
+        with archive.open(table) as stream:
+            asked = _survey(stream)
+        if asked <= PLAIN and (content := _by_torch(path)) is not None:
+            return content
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise UnreadableError("holds big-endian numbers", LITTLE)
+        records: dict[str, bytearray] = {}
+
+        def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+            if key not in records:
+                records[key] = bytearray(archive.read(f"{folder}data/{key}"))
+            return _numbers(records[key], dtype, count)
+
+        with archive.open(table) as stream:
+            return Restricted(stream, storage).load()
+
+
+def _read_pickles(path: Path, size: int) -> Any:
+    """Read torch's older form, five pickles and then the numbers, or a single pickle of another program."""
+    buffers = Buffers(size)
+    with open(path, "rb") as stream:
+
+        def load() -> Any:
+            start = stream.tell()
+            _survey(stream)
+            stream.seek(start)
+            return Restricted(stream, buffers.reserve).load()
+
+        if (first := load()) != MAGIC:
+            return first
+        _protocol, machine = load(), load()
+        start = stream.tell()
+        if _survey(stream) | _survey(stream) <= PLAIN and (content := _by_torch(path)) is not None:
+            return content
+        if machine["little_endian"] is not True:
+            raise UnreadableError("holds big-endian numbers", LITTLE)
+        stream.seek(start)
+        content = load()
+        buffers.fill(load(), stream)
+        return content
+
+
+def _by_torch(path: Path) -> Any:
+    """Return what torch.load makes of a plain file, or None if it is not plain to torch."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return None
+
+
+class Buffers(dict[str, bytearray]):
+    """The numbers of torch's older form, which follow the pickles that need them."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most  # bytes in all
+
+    def reserve(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Return the storage that `fill` will fill."""
+        if key not in self:
+            if not 0 <= count * dtype.itemsize <= self._most - sum(map(len, self.values())):
+                raise UnreadableError("is truncated or damaged: it declares more numbers than it holds")
+            self[key] = bytearray(count * dtype.itemsize)
+        return _numbers(self[key], dtype, count)
+
+    def fill(self, keys: list[str], stream: IO[bytes]) -> None:
+        """Read the storages of these keys, in their order."""
+        if set(keys) != set(self):
+            raise UnreadableError("is truncated or damaged: it lacks numbers that it declares")
+        for key in keys:
+            stream.seek(8, 1)  # the number of items
+            if stream.readinto(self[key]) != len(self[key]):  # type: ignore[attr-defined]
+                raise UnreadableError("is truncated or damaged: it ends within its numbers")
+
+
+def _numbers(data: bytearray, dtype: torch.dtype, count: int) -> Tensor:
+    """Return the first `count` numbers of the bytes, which the tensor shares."""
+    if not 0 <= count * dtype.itemsize <= len(data):
+        raise UnreadableError("is truncated or damaged: it declares more numbers than it holds")
+    return torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+
+
+# ---- what the restricted unpickler builds ----
+
+
+class Inert(dict):
+    """Stands for any object that a pickle asks for: keeps its items and attributes as data, and does nothing."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+    __eq__ = object.__eq__
+
+    def __new__(cls, *_: Any, **__: Any) -> "Inert":  # noqa: D102
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+    def append(self, *_: Any) -> None:
+        """Take an item of a list, or of a set, and forget it."""
+
+    extend = add = append
+
+
+@dataclass(eq=False, slots=True)
+class Storage:
+    """The numbers that tensors share."""
+
+    numbers: Tensor
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+@dataclass(eq=False, slots=True)
+class Strided:
+    """A tensor within a storage."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def tensor(self) -> Tensor:
+        """Return the view. Raises UnreadableError if it reaches beyond the storage."""
+        numbers = (self.offset, *self.size, *self.stride)
+        sound = len(self.size) == len(self.stride) <= AXES and all(
+            isinstance(n, int) and 0 <= n < 2**60 for n in numbers
+        )
+        if not sound:
+            raise UnreadableError("is damaged: it holds a tensor of an impossible shape")
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        if 0 not in self.size and last >= len(self.storage.numbers):
+            raise UnreadableError("is truncated or damaged: a tensor is larger than its numbers")
+        if 0 in self.size:
+            return self.storage.numbers[:0].reshape(0)
+        return self.storage.numbers.as_strided(self.size, self.stride, self.offset)
+
+
+@dataclass(eq=False, slots=True)
+class Array:
+    """A NumPy array: what its pickle says of it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def tensor(self) -> Tensor | None:
+        """Return a copy, or None for an array of other things than numbers. Raises UnreadableError if it is damaged."""
+        match self.state:
+            case (_, tuple(shape), Kind(str(name), order), fortran, bytes() | str() as raw):
+                data = raw.encode("latin1") if isinstance(raw, str) else raw
+                if len(shape) > AXES or not all(isinstance(n, int) and n >= 0 for n in shape):
+                    raise UnreadableError("is damaged: it holds an array of an impossible shape")
+                if len(data) != math.prod(shape) * np.dtype(name).itemsize:
+                    raise UnreadableError("is truncated or damaged: an array is not as large as its numbers")
+                array = np.frombuffer(data, f"{order}{name}").reshape(shape, order="F" if fortran else "C")
+                return torch.from_numpy(array.astype(name))
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class Kind:
+    """A NumPy dtype: its name, None if it is not one of plain numbers, and its byte order."""
+
+    name: str | None
+    order: str = "="
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and state[1:2] in (("<",), (">",)):
+            self.order = state[1]
+
+
+def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+    whole = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
+    return Strided(storage, offset, size, stride) if whole else Inert()
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor if isinstance(tensor, Strided) else Inert()
+
+
+def _mapping(pairs: Any = ()) -> Inert:
+    result = Inert()
+    result.update(pairs)
+    return result
+
+
+def _kind(name: Any = None, *_: Any) -> Kind:
+    return Kind(name if isinstance(name, str) and re.fullmatch("f[248]|[iu][1248]", name) else None)
+
+
+# Of module and name; NumPy's own became numpy._core in version 2.
+BUILT: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _mapping,
+    ("torch._utils", "_rebuild_tensor"): _strided,
+    ("torch._utils", "_rebuild_tensor_v2"): _strided,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, _type, arguments, _state: rebuild(*arguments),
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
+    ("numpy.core.numeric", "_frombuffer"): lambda raw, kind, shape, order: Array(
+        (1, shape, kind, order == "F", bytes(raw))
+    ),
+    ("numpy", "dtype"): _kind,
+    ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
+}
+
+
+class Restricted(pickle.Unpickler):
+    """Builds containers, tensors and arrays; everything else that a pickle names becomes `Inert`.
+
+    `storage(key, dtype, count)` returns the numbers of a torch file. Raises UnreadableError where a pickle names what
+    only an attack has a use for.
+    """
+
+    def __init__(self, stream: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor]) -> None:
+        super().__init__(stream, encoding="latin1")  # Python 2 wrote arrays as text
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a class or function of the pickle."""
+        top = module.partition(".")[0]
+        if top in CODE or (top in ("builtins", "__builtin__") and name in CODE_OF_BUILTINS):
+            raise UnreadableError(f"carries code (it would run {module}.{name}) and is refused", NO_CHECKPOINT)
+        return BUILT.get((module.replace("numpy._core", "numpy.core"), name), Inert)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage of a torch file, or a placeholder for one whose numbers are of no use here."""
+        match pid:
+            case ("storage", torch.dtype() as dtype, str(key), _, int(count), *view) if view in ([], [None]):
+                return Storage(self._storage(key, dtype, count))
+            case ("module", kind, *_):  # a class and its source code
+                return kind
+        return Inert()
+
+
+def _survey(stream: IO[bytes]) -> set[str]:
+    """Return what a pickle names, after following its stack without building anything.
+
+    Raises UnreadableError if it would cost far more than its size: it has too many operations, numbers more objects
+    than it holds, or uses keys that are deep, large or built to collide (dicts compare keys, and tuples of tuples of
+    tuples take exponential time).
+    """
+    asked: set[str] = set()
+    stack: list[int] = []  # of each value: how many items it has, if it is a tuple, with those of tuples in it; else 1
+    memo: dict[int, int] = {}
+    odd = 0  # keys that are tuples, and integers that may collide
+    for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        name = code.name
+        if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
+            raise UnreadableError(f"holds more than {OPERATIONS:,} objects", NO_CHECKPOINT)
+        if name in NAMING:
+            asked.add(argument if name == "GLOBAL" else name)
+        if name in PUTS or name == "MEMOIZE":
+            memo[argument if name in PUTS else len(memo)] = stack[-1]
+        elif name in GETS:
+            stack.append(memo[argument])
+        elif code.stack_before:
+            odd += _follow(code, stack)
+        elif code.stack_after:
+            stack.append(MARK if name == "MARK" else 1)
+            odd += isinstance(argument, int) and abs(argument) >= 2**60
+        if odd > NESTED or (stack and stack[-1] > NESTED):
+            raise UnreadableError("is nested or numbered in a way that no checkpoint is", NO_CHECKPOINT)
+    return asked
+
+
+def _follow(code: pickletools.OpcodeInfo, stack: list[int]) -> int:
+    """Do to the stack of `_survey` what the operation does to pickle's. Return how many keys of dicts are tuples."""
+    name, below, inside = code.name, len(code.stack_before), []
+    if pickletools.markobject in code.stack_before:
+        below = code.stack_before.index(pickletools.markobject)
+        while (value := stack.pop()) != MARK:
+            inside.append(value)  # from the top
+    taken = [stack.pop() for _ in range(below)]
+    items = 1
+    if name in ("BUILD", "DUP"):
+        items = taken[-1]  # it stays what it was
+    elif name.startswith("TUPLE") or name == "FROZENSET":
+        items += sum(inside) + sum(taken)
+    stack += [items] * len(code.stack_after)
+    if name in ("ADDITEMS", "FROZENSET"):
+        keys = inside
+    else:
+        keys = {"SETITEM": taken[1:2], "SETITEMS": inside[1::2], "DICT": inside[1::2]}.get(name, [])
+    return sum(items > 1 for items in keys)

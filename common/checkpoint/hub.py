@@ -1,0 +1,79 @@
+"""Checkpoints by name: timm's, torchvision's and the Hugging Face Hub's, through these libraries' own functions."""
+
+import logging
+import re
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from torchvision.models import get_model_weights
+
+from common.checkpoint import save_tensors
+from common.errors import UserError
+from common.files import alone
+
+TIMEOUT = 10  # seconds to wait for the Hub's first answer
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # a repository's file of weights, by the Hub's convention
+
+
+def fetch(word: str, folder: Path) -> Path:
+    """Return the file of `timm:NAME`, `torchvision:NAME`, `hf:OWNER/NAME` or `hf:OWNER/NAME/FILE`.
+
+    What is not a file yet is saved in `folder`/hub, and is not fetched twice. Raises UserError for other words, unknown
+    names, and where the network is needed and there is none.
+    """
+    library, _, name = word.partition(":")
+    if library not in FETCH or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+        raise UserError(f"CHECKPOINT={word} is neither a file nor one of {', '.join(f'{key}:NAME' for key in FETCH)}")
+    place = folder / "hub" / f"{library}-{name.replace('/', '-')}.pth"
+    with alone(place):
+        if place.is_file():
+            return place
+        try:
+            return FETCH[library](name, place)
+        except Exception as error:  # of several libraries, each with errors of its own
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"CHECKPOINT={word} cannot be fetched: {reason}; correct the name, connect this machine, or fetch the "
+                "file elsewhere and give its path"
+            ) from None
+
+
+def _timm(name: str, place: Path) -> Path:
+    if (repository := timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id) is not None:
+        _check_reachable(repository if "/" in repository.rstrip("/") else f"timm/{name}", WEIGHTS)
+    network = timm.create_model(name, pretrained=True, num_classes=0)
+    arch = name.partition(".")[0]
+    save_tensors(place, {"state_dict": network.state_dict(), "meta": {"arch": arch, "name": name}})
+    return place
+
+
+def _torchvision(name: str, place: Path) -> Path:
+    weights = get_model_weights(name).DEFAULT
+    save_tensors(place, {"state_dict": weights.get_state_dict(progress=False, check_hash=True, weights_only=True)})
+    return place
+
+
+def _hugging_face(name: str, _place: Path) -> Path:
+    owner, model, *file = name.split("/")
+    repository, names = f"{owner}/{model}", ["/".join(file)] if file else WEIGHTS
+    _check_reachable(repository, names)
+    *others, last = names
+    for candidate in others:
+        try:
+            return Path(hf_hub_download(repository, candidate))
+        except FileNotFoundError:  # it has the other
+            continue
+    return Path(hf_hub_download(repository, last))
+
+
+def _check_reachable(repository: str, names: list[str] | tuple[str, ...]) -> None:
+    """Raise an OSError where the Hub does not answer and no file is cached; its library would retry for long."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
+        urllib.request.urlopen(constants.ENDPOINT, timeout=TIMEOUT).close()  # noqa: S310
+
+
+FETCH: dict[str, Callable[[str, Path], Path]] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}

@@ -1,0 +1,298 @@
+"""Where the ResNet is in anybody's tensors: by evidence, which keys complete one under one prefix (PROTOCOLS 8).
+
+Projects differ in three ways. They name a network's tensors in one of a few forms (FORMS); they put other things, and
+often a second network, beside it (LAYOUTS); and they wrap it in dicts and modules, whose names make its prefix.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.backbones import architecture_of, shapes_of
+from common.errors import UserError
+
+_PREFIX, _TENSOR = r"(?P<prefix>|.*?\.)", r"\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)"
+_BLOCK = r"(?P<part>conv[123]|bn[123]|(?:downsample|shortcut)\.[01])"
+_STEM = r"(?P<stem>conv1|bn1)"
+
+
+class Form(NamedTuple):
+    """How a family of projects names a ResNet's tensors: what a key looks like, and what else would be part of it."""
+
+    name: str
+    key: re.Pattern[str]
+    inside: re.Pattern[str]  # what begins so after the prefix belongs to the network, whether `key` knows it or not
+
+
+FORMS = (
+    Form(
+        "torchvision's names",
+        re.compile(rf"{_PREFIX}(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.{_BLOCK}|{_STEM}){_TENSOR}"),
+        re.compile(r"layer[1-9]\.|conv1\.|bn1\."),
+    ),
+    Form(
+        "numbered layers",
+        re.compile(rf"{_PREFIX}(?P<number>\d+)(?:\.(?P<block>\d+)\.{_BLOCK})?{_TENSOR}"),
+        re.compile(r"\d+\.\d+\."),
+    ),
+    Form(
+        "detectron2's names",
+        re.compile(
+            rf"{_PREFIX}(?:res(?P<stage>[2-5])\.(?P<block>\d+)\.(?P<part>conv[123]|shortcut)|stem\.(?P<stem>conv1))"
+            rf"(?P<norm>\.norm)?{_TENSOR}"
+        ),
+        re.compile(r"res[1-9]\.|stem\.conv"),
+    ),
+    Form(
+        "Hugging Face transformers' names",
+        re.compile(
+            rf"{_PREFIX}(?:encoder\.stages\.(?P<stage>[0-3])\.layers\.(?P<block>\d+)\.(?P<part>layer\.[012]|shortcut)"
+            rf"|(?P<stem>embedder\.embedder))\.(?:convolution|(?P<norm>normalization)){_TENSOR}"
+        ),
+        re.compile(r"encoder\.stages\.|embedder\."),
+    ),
+)
+
+
+class Layout(NamedTuple):
+    """A project's file. Prefixes are matched without the words of WRAPPERS, and without the dot at their end."""
+
+    name: str
+    network: str  # pattern of the prefix of the network that the authors evaluate
+    others: str = "-"  # ... of the networks beside it, which they do not
+    beside: str = ""  # pattern of the start of a key that must also be there
+
+
+WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
+_IN = r"(state_dict\.|model\.)?(module\.)?"
+# The first that fits names the file and chooses its network. PROTOCOLS 8 has where each was read.
+LAYOUTS = (
+    Layout("MoCo v1, MoCo v2 or PCL", _IN + "encoder_q", _IN + "encoder_k"),
+    Layout("MoCo v3", _IN + "base_encoder", _IN + "momentum_encoder"),
+    Layout("solo-learn, old", _IN + "encoder", _IN + "momentum_encoder", _IN + r"classifier\."),
+    Layout("InfoMin or PIRL (PyContrast)", r"model\.encoder", r"model_ema\.encoder", r"contrast\."),
+    Layout("SupContrast, InfoMin or PIRL", r"model\.encoder", r"model_ema\.encoder", r"model\.(module\.)?head"),
+    Layout("SimSiam, or BYOL of the GSG authors", _IN + "encoder", _IN + "encoder_momentum"),
+    Layout("DINO", r"teacher(\.backbone)?", r"student(\.backbone)?"),
+    Layout("lightly's DINO", _IN + "backbone", _IN + "student_backbone", _IN + "student_projection_head"),
+    Layout("lightly's DINO", _IN + "teacher_backbone", _IN + "student_backbone"),
+    Layout("solo-learn", _IN + "backbone", _IN + "momentum_backbone", _IN + r"classifier\."),
+    Layout("lightly", _IN + "backbone", _IN + "(backbone_momentum|teacher_backbone)", _IN + "projection_head"),
+    Layout(
+        "OpenMMLab or OpenSelfSup",
+        _IN + "backbone",
+        _IN + r"(encoder_[qk]|online_net|target_net|momentum_encoder)(\.0)?",
+        _IN + r"(neck|head)\.",
+    ),
+    Layout("VISSL", r"(?!.*moco_encoder)(.*\.)?_feature_blocks|model_state_dict", r".*moco_encoder.*"),
+    Layout("byol-pytorch", _IN + r"online_encoder\.net", _IN + r"(target_encoder\.)?net"),
+    Layout("timm or torchvision, averaged weights", "state_dict_ema|model_ema", "state_dict|model"),
+    Layout("Barlow Twins or VICReg", r"model\.backbone", beside=r"model\.(module\.)?projector\."),
+    Layout("SwAV or DeepCluster-v2", "(state_dict)?", beside=".*prototypes"),
+)
+# A prefix of such a word, alone in a file, is a network that the authors do not evaluate: it needs KEY.
+SECOND = re.compile(r".*(encoder_k|momentum|target|student|teacher_backbone|moco_encoder).*")
+
+
+@dataclass
+class Network:
+    """What is known of a network: under `prefix`, with the dot, its tensors by torchvision's names.
+
+    `problem` says why it is not complete, if it is not. `taken` are its keys in the file.
+    """
+
+    prefix: str
+    form: Form
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    arch: str | None = None
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The word of KEY= that chooses it."""
+        return self.prefix.removesuffix(".") or "."
+
+    def __str__(self) -> str:
+        what = [self.arch or "no known ResNet", *([self.problem] if self.problem else [])]
+        return f"{self.key if self.prefix else 'bare names'} ({', '.join(what)})"
+
+
+class Recognised(NamedTuple):
+    """The network that is taken out of a file, the layout's name, and what is left with the reason."""
+
+    network: Network
+    layout: str
+    left_out: tuple[str, ...]
+
+
+def recognise(tensors: dict[str, Tensor], key: str | None = None) -> Recognised:
+    """Return the one network of a file to take: the one that the method's authors evaluate, or that `key` names.
+
+    `tensors` are all of the file's, by dotted name. Raises UserError, a sentence that begins with the file, when no
+    network is complete, when several are and none is known to be the one, and when `key` names none or several.
+    """
+    found = candidates(tensors)
+    complete = [network for network in found if network.problem is None]
+    listed = "; ".join(map(str, found[:6]))
+    if key is not None:
+        layout, network = "chosen by KEY", _named(key, found, listed)
+    elif not found:
+        raise UserError(f"belongs to no known architecture: no ResNet in its {len(tensors)} tensors{_first(tensors)}")
+    elif not complete:
+        raise UserError(f"holds no complete ResNet: {listed}")
+    else:
+        layout, chosen = _chosen(complete, tensors)
+        if chosen is None:
+            raise UserError(f"does not show which network its authors evaluate; choose by KEY= from: {listed}")
+        network = chosen
+    return Recognised(network, layout, tuple(_left_out(network, found, tensors)))
+
+
+def candidates(tensors: dict[str, Tensor]) -> list[Network]:
+    """Return what may be a network, the complete ones first: a stem and blocks under one prefix, in one form."""
+    found: dict[tuple[str, Form], dict[tuple[str, ...], str]] = {}
+    for key in tensors:
+        for form in FORMS:
+            if match := form.key.fullmatch(key):
+                parts = {name: value or "" for name, value in match.groupdict().items()}
+                prefix = parts.pop("prefix")
+                found.setdefault((prefix, form), {})[_place(parts)] = key
+    networks = [_network(prefix, form, places, tensors) for (prefix, form), places in found.items()]
+    likely = [n for n in networks if n is not None]
+    return sorted(likely, key=lambda network: (network.problem is not None, -len(network.tensors)))
+
+
+def _place(parts: dict[str, str]) -> tuple[str, ...]:
+    """Return (stage, block, layer, tensor) of a key's parts, in whatever form; stage and block are "" in a stem."""
+    stem, stage = parts.get("stem", ""), parts.get("number") or parts.get("stage", "")
+    layer = parts.get("part") or (stem and "conv1" if stem != "bn1" else "bn1")
+    if "norm" in parts:  # detectron2 and Hugging Face keep a convolution and its normalisation together
+        layer = re.sub(r"layer\.([012])", lambda found: f"conv{int(found[1]) + 1}", layer)
+        if layer == "shortcut":
+            layer = f"downsample.{int(bool(parts['norm']))}"
+        elif parts["norm"]:
+            layer = layer.replace("conv", "bn")
+    return stage, parts.get("block", ""), layer.replace("shortcut", "downsample"), parts["tensor"]
+
+
+def _network(prefix: str, form: Form, places: dict[tuple[str, ...], str], tensors: dict[str, Tensor]) -> Network | None:
+    """Return the network of these places, or None if they are not a stem and four stages."""
+    stages = sorted({int(stage) for stage, block, _, _ in places if block})
+    if len(stages) != 4 or stages[3] - stages[0] != 3:
+        return None
+    network = Network(prefix, form)
+    for (stage, block, layer, tensor), key in places.items():
+        if block:
+            name = f"layer{int(stage) - stages[0] + 1}.{int(block)}.{layer}.{tensor}"
+        elif stage in ("", "0", "1"):  # of numbered layers, 0 is the stem's convolution and 1 its normalisation
+            name = f"{layer or ('conv1', 'bn1')[int(stage)]}.{tensor}"
+        else:
+            continue
+        network.tensors[name] = tensors[key]
+        network.taken.add(key)
+    # Files older than PyTorch 0.4.1 and frozen normalisation lack this counter, which nothing reads in eval mode.
+    for name in [name for name in network.tensors if name.endswith(".running_mean")]:
+        network.tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
+    network.arch = architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
+    inside = [key for key in tensors if key.startswith(prefix) and form.inside.match(key, len(prefix))]
+    network.problem = _problem(shapes, network.arch, [key for key in inside if key not in network.taken])
+    stem = shapes.get("conv1.weight", ())[2:]
+    if form.name == "numbered layers" and not (stages[0] == 4 or (stages[0] in (2, 3) and stem == (3, 3))):
+        network.problem = f"its blocks begin at {stages[0]}, behind a stem that no ResNet has"
+    return network
+
+
+def _cifar(network: Network, first_stage: int, tensors: dict[str, Tensor]) -> str:
+    """Return the ending of CIFAR for a network with a 3x3 stem: what its file shows of its ReLU and its padding."""
+    if network.form.name == "numbered layers" and first_stage == 2:
+        return "_cifar"  # blocks right after the normalisation: there is no ReLU
+    beside = network.prefix.rpartition(".")[0].rpartition(".")[0]
+    if network.form.name == "torchvision's names" and f"{beside}.classifier.weight".lstrip(".") in tensors:
+        return "_cifar_pad2"  # solo-learn's
+    return "_cifar_stemrelu"
+
+
+def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None, foreign: list[str]) -> str | None:
+    """Return why these shapes are not those of `arch`, or None if they are."""
+    if foreign:
+        return f"{foreign[0]} is not part of it"
+    if arch is None:
+        return "a number of blocks that none has"
+    expected = shapes_of(arch)
+    if missing := sorted(set(expected) - set(shapes)):
+        return f"{len(missing)} of {len(expected)} tensors are missing or not plain numbers: {', '.join(missing[:3])}"
+    for name, shape in shapes.items():
+        if name not in expected:
+            return f"{name} is not part of it"
+        if shape != expected[name]:
+            return f"{name} has shape {shape}, not {expected[name]}"
+    return None
+
+
+def _plain(prefix: str) -> str:
+    return ".".join(word for word in prefix.split(".") if word and word not in WRAPPERS)
+
+
+def _chosen(complete: list[Network], tensors: dict[str, Tensor]) -> tuple[str, Network | None]:
+    """Return the layout's name and the network of these that its authors evaluate; None where that is not known."""
+    for layout in LAYOUTS:
+        wanted = [n for n in complete if re.fullmatch(layout.network, _plain(n.prefix))]
+        if len(wanted) != 1 or not any(re.match(layout.beside, key) for key in tensors):
+            continue
+        (network,) = wanted
+        others = [n for n in complete if n is not network and not re.fullmatch(layout.others, _plain(n.prefix))]
+        if all(_same(network, other) for other in others):
+            return layout.name, network
+    if all(_same(complete[0], other) for other in complete[1:]) and not SECOND.fullmatch(complete[0].prefix):
+        return complete[0].form.name, complete[0]
+    return "", None
+
+
+def _same(one: Network, other: Network) -> bool:
+    return one.arch == other.arch and all(torch.equal(one.tensors[k], other.tensors[k]) for k in one.tensors)
+
+
+def _named(key: str, found: list[Network], listed: str) -> Network:
+    """Return the network that the user's KEY names: its whole prefix, or words of it that no other has."""
+    words = f".{key.strip('.')}."
+    fitting = [n for n in found if n.key == key or words == f".{n.prefix}"] or [
+        n for n in found if words in f".{n.prefix}" or words in f".{_plain(n.prefix)}."
+    ]
+    complete = [network for network in fitting if network.problem is None]
+    if len(complete) != 1:
+        what = f"{len(complete)} networks" if complete else "no complete ResNet"
+        raise UserError(f"holds {what} under KEY={key}; it holds: {listed or 'none at all'}")
+    return complete[0]
+
+
+def _left_out(network: Network, found: list[Network], tensors: dict[str, Tensor]) -> Iterable[str]:
+    """Yield each part of the file that is not taken, with the reason."""
+    others = [other for other in found if other is not network and other.problem is None]
+    reasons: dict[str, str] = {}
+    for key in tensors:
+        if key in network.taken:
+            continue
+        if other := next((n for n in others if key in n.taken), None):
+            reasons[other.key] = f"another network, KEY={other.key} takes it"
+        elif key.startswith(network.prefix):
+            reasons[_part(key, network.prefix)] = "not part of the backbone"
+        else:
+            reasons.setdefault(_part(key, network.prefix), "outside the network")
+    return (f"{part} ({reason})" for part, reason in reasons.items())
+
+
+def _part(key: str, prefix: str) -> str:
+    """Return the key up to the first word in which it differs from the prefix."""
+    words, common = key.split("."), prefix.split(".")
+    alike = next((k for k, (a, b) in enumerate(zip(words, common, strict=False)) if a != b), len(words))
+    return ".".join(words[: alike + 1])
+
+
+def _first(tensors: dict[str, Tensor]) -> str:
+    return f" (first: {next(iter(tensors))})" if tensors else ""
