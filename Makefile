@@ -95,6 +95,7 @@ help: ## list every target
 	@echo
 	@echo "  PROFILE=demo|cifar10|imagenet  METHOD=simsiam|simsiam_gsg|byol|byol_gsg|all  SEED=0  DATA=data"
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
+	@echo "  TORCH=cuda|cpu  BASE_PYTHON=path  VENV=.venv  PYTHON=a Python of yours that has the packages"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
 	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1"
 	@echo "  CHECKPOINT=path NAME=label KEY=network  ARGS='...'"

@@ -1,6 +1,7 @@
 """The repository itself: pins, import directions, the Makefile, what is committed."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -329,6 +330,19 @@ def test_help_is_the_default_and_lists_every_target(tmp_path):
     assert os.listdir(tmp_path) == ["Makefile"]
     for word in (*PROFILES, *METHODS, "all"):
         assert word in done.stdout
+
+
+def test_the_dockerfile_s_steps_are_targets_that_exist():
+    text = (ROOT / "Dockerfile").read_text()
+    steps = [
+        words.split() for words in re.findall(r"^(?:RUN|#) .*?\bmake ((?:doctor|setup|demo|pretrain)\b.*)$", text, re.M)
+    ]
+    steps.append(json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])[1:])
+    assert len(steps) == 5
+    for kind in ("cpu", "cuda"):
+        for step in steps:
+            done = make("-n", *(word.replace("$TORCH", kind) for word in step))
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_readme_names_targets_that_exist():
