@@ -1,4 +1,4 @@
-"""One static page of everything a profile has: `python -m analysis.report`.
+"""One static page of everything a profile has.
 
 Tables, figures, training curves and the record of every number. What is missing is left out with a note.
 """
@@ -76,7 +76,15 @@ class Part:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    _, problems = build(resolve("analysis.report", (__doc__ or "").splitlines()[0], argv, more=tsne.add_arguments))
+    _, problems = build(
+        resolve(
+            "analysis.report",
+            (__doc__ or "").splitlines()[0],
+            argv,
+            "make report\nmake report PROFILE=imagenet SEED=1",
+            more=tsne.add_arguments,
+        )
+    )
     report_problems(problems)
 
 

@@ -367,7 +367,7 @@ def write_report(root: Path = ROOT) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = cli.Parser("analysis.study", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser("analysis.study", (__doc__ or "").splitlines()[0], "make study-report")
     parser.add_argument("--study", type=cli.path, default=ROOT, help="the study's folder")
     print(write_report(parser.parse_args(argv).study), flush=True)
 

@@ -1,4 +1,4 @@
-"""Tables of all records of a profile, as Markdown, LaTeX and CSV: `python -m analysis.tables`.
+"""Tables of all records of a profile, as Markdown, LaTeX and CSV.
 
 Rows group each baseline with its GSG variant and their difference. Mean and standard deviation are over seeds.
 """
@@ -47,7 +47,13 @@ Group = list[tuple[str, str]]
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: write the tables and print them."""
-    scope = resolve("analysis.tables", __doc__ or "", argv)
+    scope = resolve(
+        "analysis.tables",
+        __doc__ or "",
+        argv,
+        "make tables PROFILE=imagenet",
+        unused="method seed data checkpoints runs",
+    )
     tables, problems = build(scope.results, scope.profile, scope.folder)
     for table in tables:
         print(f"\n{render.markdown(table)}", end="")

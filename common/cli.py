@@ -20,14 +20,30 @@ from common.run import Folders, Subject
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults that are words or numbers; text and examples keep their lines."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.nargs == 0 or action.default in (None, "", {}) or isinstance(action.default, list)
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, like every other error of a user.
 
-    Options cannot be abbreviated, so that --checkpoint is not taken for --checkpoints.
+    `examples` are commands, a line each, for the end of the help. Options cannot be abbreviated, so that --checkpoint
+    is not taken for --checkpoints.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+    def __init__(self, module: str, description: str = "", examples: str = "") -> None:
+        lines = "".join(f"\n  {line.strip()}" for line in examples.strip().splitlines())
+        super().__init__(
+            module,
+            description=description,
+            epilog=f"examples:{lines}" if lines else None,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the words. They become paths, records and logs, so each must be UTF-8."""
@@ -114,27 +130,29 @@ def path(text: str) -> Path:
 seed = whole("SEED", 0, 2**32 - 1)  # what NumPy's and torch's generators both take
 
 
-def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> Parser:
-    """Return a parser with the arguments that every command has.
+def parser(
+    module: str, description: str, examples: str = "", *, reads_checkpoint: bool = False, unused: str = ""
+) -> Parser:
+    """Return a parser with the arguments that every command takes, and `examples` of the command, a line each.
 
     With `reads_checkpoint`, the command evaluates our own checkpoints by --method, or any other by
-    --checkpoint and --name.
+    --checkpoint and --name. A chain of commands is given the same words; those that this one does not need,
+    `unused`, are taken and not listed.
     """
-    result = Parser(module, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    result.add_argument(
-        "--profile", default="demo", type=one_of("PROFILE", PROFILES), help=f"settings: {', '.join(PROFILES)}"
-    )
-    result.add_argument(
-        "--method",
-        default="simsiam_gsg",
-        type=method_list,
-        help=f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}",
-    )
-    result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
-    result.add_argument("--data", default="data", type=path, help="root folder of the data sets")
-    result.add_argument("--checkpoints", default="checkpoints", type=path, help="where exports live")
-    result.add_argument("--results", default="results", type=path, help="where results records live")
-    result.add_argument("--runs", default="runs", type=path, help="where logs and resumable states live")
+    result = Parser(module, description, examples)
+    methods = f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}"
+    for name, default, kind, said in (
+        ("profile", "demo", one_of("PROFILE", PROFILES), f"settings: {', '.join(PROFILES)}"),
+        ("method", "simsiam_gsg", method_list, methods),
+        ("seed", "0", seed, "seed of everything random"),
+        ("data", "data", path, "root folder of the data sets"),
+        ("checkpoints", "checkpoints", path, "where exports live"),
+        ("results", "results", path, "where results records live"),
+        ("runs", "runs", path, "where logs and resumable states live"),
+    ):
+        result.add_argument(
+            f"--{name}", default=default, type=kind, help=argparse.SUPPRESS if name in unused.split() else said
+        )
     if reads_checkpoint:
         result.add_argument(
             "--checkpoint",

@@ -67,6 +67,12 @@ A {arch} without classifier, {origin}.
 """
 
 
+EXAMPLES = """
+make export METHOD=simsiam_gsg FORMAT=torchvision
+make export CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet FORMAT=huggingface
+"""
+
+
 class Format(NamedTuple):
     """A format: the library it is for, which architectures that can build, its files, and how to load them.
 
@@ -82,7 +88,9 @@ class Format(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = cli.parser("common.export", "write checkpoints for other libraries", reads_checkpoint=True)
+    parser = cli.parser(
+        "common.export", "write checkpoints for other libraries", EXAMPLES, reads_checkpoint=True, unused="data runs"
+    )
     known = ", ".join(FORMATS)
     parser.add_argument("--format", required=True, type=cli.one_of("FORMAT", FORMATS), help=f"one of {known}")
     parser.add_argument("--exports", default="exports", type=cli.path, help="where the files go")

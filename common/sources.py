@@ -358,7 +358,7 @@ SOURCES: dict[str, Source] = {
     ),
     "imagenet": Source(
         "ImageNet", "imagenet", manual=_IMAGENET, unpack="common.download:unpack_imagenet",
-        reader="common.images:imagenet", splits={"train": 1_281_167, "test": 50_000}, classes=1000,
+        reader="common.readers:imagenet", splits={"train": 1_281_167, "test": 50_000}, classes=1000,
     ),
     "voc": Source("VOC", "VOCdevkit", parts=("voc2007", "voc2012")),
     "coco": Source(

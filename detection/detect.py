@@ -14,7 +14,9 @@ from detection import register
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the boxes of every run that the arguments name, and list them in JSON."""
-    parser = jobs.picture_parser("detection.detect", __doc__.splitlines()[0])
+    parser = jobs.picture_parser(
+        "detection.detect", __doc__.splitlines()[0], "make detect IMAGES=photos DATASET=voc NAME=mine"
+    )
     parser.add_argument(
         "--score-threshold",
         default=0.5,

@@ -28,6 +28,11 @@ PLACE = {
 }
 # detectron2's FREEZE_AT=4: the stem and all stages but the last. An option of ours; the paper finetunes.
 FROZEN = {"model.backbone.frozen_stages": 3}
+EXAMPLES = """
+make detection-voc METHOD=simsiam_gsg
+make detection-coco METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
+make test-detection DATASET=voc CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet
+"""
 
 
 def evaluate(job: jobs.Finetuning) -> None:
@@ -58,7 +63,7 @@ def per_class(scores: dict[str, float], *, prefix: str) -> dict[str, dict[str, f
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Finetune every checkpoint that `argv` (default: sys.argv) names."""
-    parser = jobs.parser("detection.train", __doc__.splitlines()[0])
+    parser = jobs.parser("detection.train", __doc__.splitlines()[0], EXAMPLES)
     parser.add_argument("--dataset", default="voc", type=cli.one_of("DATASET", DATASETS), help=" or ".join(DATASETS))
     parser.add_argument("--frozen", action="store_true", help="train only the last stage of the backbone")
     args = parser.parse_args(argv)

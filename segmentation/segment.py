@@ -15,7 +15,9 @@ from segmentation import register
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the class maps of every run that the arguments name, and list the classes' shares in JSON."""
-    parser = jobs.picture_parser("segmentation.segment", __doc__.splitlines()[0])
+    parser = jobs.picture_parser(
+        "segmentation.segment", __doc__.splitlines()[0], "make segment IMAGES=photos NAME=mine"
+    )
     parser.add_argument(
         "--opacity", default=0.6, type=cli.share("--opacity"), help="of the classes' colours over the image, 0 to 1"
     )

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from common.checkpoint import Checkpoint
 
 PLACE = "unpack ADEChallengeData2016.zip so that images and annotations, each with training and validation, lie"
+EXAMPLES = """
+make segmentation-ade20k METHOD=simsiam_gsg
+make segmentation-ade20k METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
+make test-segmentation PROFILE=imagenet ARGS='--single-scale'
+"""
 SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.2.scales": [(1000, 450)]}
 
 
@@ -66,7 +71,7 @@ def facts(config: "Config") -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Finetune every checkpoint that `argv` (default: sys.argv) names."""
-    parser = jobs.parser("segmentation.train", __doc__.splitlines()[0])
+    parser = jobs.parser("segmentation.train", __doc__.splitlines()[0], EXAMPLES)
     parser.add_argument(
         "--single-scale",
         action="store_true",

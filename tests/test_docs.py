@@ -363,7 +363,7 @@ def test_the_workflow_tests_every_python_and_runs_the_demo_by_make():
 def test_pre_commit_has_the_ruff_that_is_pinned():
     repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     revisions = {entry["repo"].rpartition("/")[2]: entry["rev"] for entry in repositories}
-    (pinned,) = re.findall(r"^ruff==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M)
+    (pinned,) = re.findall(r"^ruff==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
     assert revisions["ruff-pre-commit"] == f"v{pinned}"
     hooks = {hook["id"] for entry in repositories for hook in entry["hooks"]}
     assert hooks == {"ruff-check", "ruff-format", "codespell", "check-added-large-files"}

@@ -27,7 +27,9 @@ STAGES: tuple[tuple[str, list[str]], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage that is not done yet; print the tables, the times and the page's address at the end."""
-    parser = cli.Parser("tools.demo", description="the whole chain on embedded data")
+    parser = cli.Parser(
+        "tools.demo", "the whole chain on embedded data", "make demo\nmake demo DATA=/tmp/data OVERWRITE=1"
+    )
     parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)

@@ -1,7 +1,5 @@
 """Every benchmark that the data at hand allow, for one checkpoint or several methods; ends with a table and the page.
 
-make evaluate CHECKPOINT=file NAME=label
-
 It says first what it will run, what is missing and how long it will take. What is done already is not done again, so
 the same command continues after any interruption.
 """
@@ -24,6 +22,11 @@ from tools.stages import peak_memory, run
 from transfer.suite import ANY_SIZE
 
 Records = dict[tuple[str, Benchmark], dict[str, Any]]  # by the checkpoint's name
+EXAMPLES = """
+make evaluate METHOD=all
+make evaluate CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA=/data GPUS=8
+make evaluate CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/fruit ONLY='knn recognition'
+"""
 
 
 class Command(NamedTuple):
@@ -37,7 +40,7 @@ class Command(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. Raises UserError naming what failed, after trying everything."""
-    parser = cli.parser("tools.evaluate", (__doc__ or "").splitlines()[0], reads_checkpoint=True)
+    parser = cli.parser("tools.evaluate", (__doc__ or "").splitlines()[0], EXAMPLES, reads_checkpoint=True)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     parser.add_argument("--data-root", type=cli.path, help="a data set of your own, on which alone to evaluate")
     parser.add_argument("--classes", help="the names of its classes, for detection and segmentation")

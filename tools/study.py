@@ -236,7 +236,9 @@ def left(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = cli.Parser("tools.study", description=(__doc__ or "").splitlines()[0])
+    parser = cli.Parser(
+        "tools.study", (__doc__ or "").splitlines()[0], "make study SCALE=cpu BUDGET=90m ONLY='1a simsiam'"
+    )
     parser.add_argument("--scale", default="cpu", type=cli.one_of("SCALE", SCALES), help="cpu or gpu")
     parser.add_argument("--budget", default="1000h", type=budget, help="no run is begun that would end after it; 90m")
     parser.add_argument(

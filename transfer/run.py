@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on image recognition data sets: `python -m transfer.run --dataset digits`.
+"""Evaluate checkpoints on image recognition data sets.
 
 Several data sets or checkpoints are a suite, which any number of processes and machines may share by running the same
 command on the same results folder.
@@ -21,11 +21,17 @@ from transfer.job import Transfer
 from transfer.settings import SETTINGS
 from transfer.suite import ANY_SIZE, MODULE, conclude, in_turn, submit
 
+EXAMPLES = """
+make transfer DATASET=digits
+make transfer-all METHOD=all PROFILE=imagenet DATA=/data
+make transfer DATASET='dtd pets' CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet ARGS='--amp bf16'
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line. Raises UserError, after trying all, naming what is missing or failed."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = cli.parser(MODULE, __doc__ or "", reads_checkpoint=True)
+    parser = cli.parser(MODULE, __doc__ or "", EXAMPLES, reads_checkpoint=True)
     parser.add_argument("--dataset", default="all", help="one or several data sets of the profile, or all")
     parser.add_argument("--data-root", type=cli.path, help="this folder instead: train/ and val/, a folder per class")
     parser.add_argument(
@@ -35,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers",
         type=cli.whole("--workers", 0),
-        help="processes that read images (default: the cores, at most 16; for few images none)",
+        help="processes that read images (by default the cores, at most 16; for few images none)",
     )
     parser.add_argument(
         "--launcher", default="none", choices=("none", "slurm"), help="slurm: an array job, a task a run"
@@ -127,6 +133,11 @@ def _check_split_file(path: Path, names: list[str]) -> None:
 
 def _dataset_list(text: str, profile: str) -> list[str]:
     words = suite(profile) if text == "all" else text.replace(",", " ").split()
+    for source in (SOURCES[word] for word in words if word in SOURCES and word not in known(profile)):
+        if source.profiles:
+            raise UserError(
+                f"DATASET {source.title} is not in the profile {profile}; add PROFILE={' or '.join(source.profiles)}"
+            )
     check = cli.one_of("DATASET", (*known(profile), "all"))
     return [check(word) for word in words] or [check("")]
 

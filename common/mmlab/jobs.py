@@ -43,9 +43,9 @@ class Finetuning(Job):
         return sha256_of_text(self.training, self.checkpoint_sha256)
 
 
-def parser(module: str, description: str) -> cli.Parser:
+def parser(module: str, description: str, examples: str) -> cli.Parser:
     """Return the parser of a dense task: the common arguments and those of a trainer."""
-    result = cli.parser(module, description, reads_checkpoint=True)
+    result = cli.parser(module, description, examples, reads_checkpoint=True)
     cli.add_config_arguments(result)
     cli.add_scale_arguments(result)
     result.add_argument("--data-root", type=cli.path, help="a data set of your own, in the layout of --dataset")
@@ -60,9 +60,9 @@ def parser(module: str, description: str) -> cli.Parser:
     return result
 
 
-def picture_parser(module: str, description: str) -> cli.Parser:
+def picture_parser(module: str, description: str, examples: str) -> cli.Parser:
     """Return the parser of a command that draws what a finished run finds in a folder of images."""
-    result = cli.parser(module, description)
+    result = cli.parser(module, description, examples, unused="data checkpoints results")
     result.add_argument("--images", required=True, type=cli.path, help="the folder of images, at any depth")
     result.add_argument("--name", help="the run's label, if it is not a --method's")
     result.add_argument("--dataset", default="", help="the run's data set, if there are several; voc-frozen, say")

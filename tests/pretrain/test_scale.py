@@ -25,7 +25,7 @@ from common.engine.batch import plan_batch, processes
 from common.engine.processes import _meeting, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
-from pretrain import knn, methods, train
+from pretrain import knn, linear, methods, train
 from pretrain.fit import pretrain
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, start
 
@@ -531,11 +531,29 @@ def test_an_ablation_trains_under_its_own_name_and_a_senseless_one_is_refused(sp
 
 
 def test_any_image_folder_can_be_pretrained_on(space, capsys):
-    (space / "data").rename(space / "flowers")
-    train.main(["--data-root", "flowers", "--method", "simsiam", "--cfg-options", *TINY[1:]])
-    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "flowers"
-    with pytest.raises(UserError, match="no folder 'train'"):
+    (space / "data").rename(space / "blossoms")
+    train.main(["--data-root", "blossoms", "--method", "simsiam", "--cfg-options", *TINY[1:]])
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "blossoms"
+    with pytest.raises(UserError, match=r"^--data-root elsewhere \(DATA_ROOT\) is not a folder; correct it$"):
         train.main(["--data-root", "elsewhere", "--method", "simsiam", "--cfg-options", *TINY[1:]])
+
+
+@pytest.mark.parametrize("layout", [".", "train", "2026/may"])
+def test_a_tree_of_images_without_classes_can_be_pretrained_on(space, layout):
+    folder = space / "photos" / layout
+    folder.mkdir(parents=True)
+    for number, path in enumerate((space / "data/train").rglob("*.png")):
+        path.rename(folder / f"{number}.png")
+    (space / "photos/val").mkdir()
+    train.main(["--data-root", "photos", "--method", "simsiam", "--cfg-options", *TINY[1:-1]])
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "photos"
+    lines = log(space)
+    assert lines[-1]["step"] == 6
+    assert all("knn" not in line for line in lines)
+    with pytest.raises(
+        UserError, match="has no folder 'train'" if layout != "train" else "no class folders with images"
+    ):
+        linear.main(["--data-root", "photos", "--method", "simsiam"])
 
 
 def test_without_a_test_folder_there_is_no_knn(space):
