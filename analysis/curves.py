@@ -1,4 +1,4 @@
-"""Training curves of pretraining, from the logs under `runs/`: `python -m analysis.curves`.
+"""Training curves of pretraining, from the logs under `runs/`.
 
 Loss, std of the projections (its fall to zero is the collapse) and kNN accuracy, against epochs and wall-clock time.
 """
@@ -32,7 +32,13 @@ class Curves(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    scope = resolve("analysis.curves", (__doc__ or "").splitlines()[0], argv)
+    scope = resolve(
+        "analysis.curves",
+        (__doc__ or "").splitlines()[0],
+        argv,
+        "make curves\nmake curves METHOD='byol byol_gsg' PROFILE=imagenet",
+        unused="data checkpoints results",
+    )
     build(scope)
     report_problems(read_curves(scope).problems)
 

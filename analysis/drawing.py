@@ -177,6 +177,20 @@ def _geometry(measured: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+def study(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draw the kNN accuracies of each arm's runs as dots, with their mean as a line, and write an SVG."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 + 0.22 * len(accuracies)))
+    for row, values in enumerate(accuracies.values()):
+        axis.plot(values, [row] * len(values), "o", markersize=4, color="#0072B2", alpha=0.8, markeredgewidth=0)
+        axis.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1)
+    axis.set_yticks(range(len(accuracies)), list(accuracies))
+    axis.invert_yaxis()
+    axis.set_xlabel("kNN accuracy on the test images in percent; a dot per run, a line at the mean")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
 def tsne(panels: Sequence[tuple[str, np.ndarray, str]], labels: np.ndarray, classes: Sequence[str], stem: Path) -> None:
     """Draw the maps of t-SNE: of each panel the model, the points (N, 2) and the caption; `labels` is (N,)."""
     columns = min(2, len(panels))

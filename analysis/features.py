@@ -17,6 +17,7 @@ from common.features import evaluation_transform, extract_features, pick_workers
 from common.files import sha256_of_text
 from common.images import LabelledImages, image_folder
 from common.run import Subject
+from common.sources import remedy
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def extract(subject: Subject, images: LabelledImages, transform: Callable[[Image
 
 
 def _imagenet(data: Path, split: str) -> LabelledImages:
-    root = data / "imagenet" / "val"
-    hint = f"place one folder per class, with its images, in {root}"
-    return image_folder(root, name=f"imagenet-{split}", hint=hint)
+    return image_folder(data / "imagenet" / "val", name=f"imagenet-{split}", hint=remedy("imagenet", data))
 
 
 _READERS: dict[str, Callable[[Path, str], LabelledImages]] = {

@@ -1,4 +1,4 @@
-"""The pictures of segmentation and detection, as figures and side by side for the page: `python -m analysis.figures`.
+"""The pictures of segmentation and detection, as figures and side by side for the page.
 
 On the page, a reader compares each image, its ground truth and what each method makes of it.
 """
@@ -38,7 +38,13 @@ class Comparison:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the figures that can be drawn and say what is left out. Raises UserError when none can be."""
-    scope = resolve("analysis.figures", (__doc__ or "").splitlines()[0], argv)
+    scope = resolve(
+        "analysis.figures",
+        (__doc__ or "").splitlines()[0],
+        argv,
+        "make figures PROFILE=imagenet SEED=1",
+        unused="method checkpoints results",
+    )
     missing = []
     for build in (segmentation.build, detection.build):
         try:

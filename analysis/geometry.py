@@ -1,4 +1,4 @@
-"""Alignment and uniformity of each checkpoint's features (Wang and Isola, 2020): `python -m analysis.geometry`.
+"""Alignment and uniformity of each checkpoint's features (Wang and Isola, 2020).
 
 f is the backbone's L2-normalised feature of a test image. Alignment is the mean of |f(x) - f(y)|^2 over pairs of views
 of an image; uniformity is the log of the mean of exp(-2 |f(x) - f(y)|^2) over pairs of images. Lower is better for
@@ -16,11 +16,18 @@ from common import cli
 from common.files import sha256_of_text, write_json
 from common.run import Subject
 
+EXAMPLES = """
+make geometry
+make geometry CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and print the numbers."""
     description = (__doc__ or "").splitlines()[0]
-    scope = resolve("analysis.geometry", description, argv, reads_checkpoint=True, more=add_images)
+    scope = resolve(
+        "analysis.geometry", description, argv, EXAMPLES, reads_checkpoint=True, unused="results", more=add_images
+    )
     content = json.loads(build(scope).with_suffix(".json").read_text())
     for name, numbers in content["checkpoints"].items():
         print(f"{name}: alignment {numbers['alignment']:.4f}  uniformity {numbers['uniformity']:.4f}")

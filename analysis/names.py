@@ -15,6 +15,7 @@ CLASS_COLOURS = (
     *("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#777777"),
 )
+MINUTES = "minutes"  # of pretraining, which some publish; no record has it
 METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -23,6 +24,7 @@ METRIC_NAMES = {
     "accuracy": "acc.",
     "mean_per_class_accuracy": "mean per class",
     "mAP11": "mAP",
+    MINUTES: "pretraining (min)",
 }
 # What the settings of records are called where their own names would not be understood.
 SETTING_NAMES = {
@@ -97,7 +99,7 @@ def setting_name(name: str) -> str:
 def column_order(task: str, dataset: str, variant: str, metric: str) -> tuple[int, int, str, str, int]:
     """Return the sort key of a table's column."""
     place = list(DATASETS).index(dataset) if dataset in DATASETS else len(DATASETS)
-    return TASKS.index(task), place, dataset, variant, METRICS.index(metric)
+    return TASKS.index(task), place, dataset, variant, (*METRICS, MINUTES).index(metric)
 
 
 def column_name(task: str, dataset: str, variant: str) -> str:

@@ -71,14 +71,14 @@ def settings_of(record: Record) -> Settings:
     return (*settings, ("data", made_of["data_fingerprint"][:8]), ("config", made_of["config_sha256"][:8]))
 
 
-def departures(settings: Settings, reference: Settings) -> str:
-    """Return in words how `settings` differ from `reference`."""
+def departures(settings: Settings, reference: Settings, place: str = "elsewhere") -> str:
+    """Return in words how `settings` differ from `reference`, which are the settings at that place."""
     usual, mine = dict(reference), dict(settings)
     names = [name for name in {**usual, **mine} if usual.get(name, "unknown") != mine.get(name, "unknown")]
     # The config's hash follows from the settings: name it only where nothing else shows the difference.
     named = [name for name in names if name != "config"] or names
     return "; ".join(
-        f"{setting_name(name)} {mine.get(name, 'unknown')}, elsewhere {usual.get(name, 'unknown')}" for name in named
+        f"{setting_name(name)} {mine.get(name, 'unknown')}, {place} {usual.get(name, 'unknown')}" for name in named
     )
 
 

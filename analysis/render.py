@@ -179,7 +179,7 @@ def _row(table: Table, row: Row, escape: Callable[[str], str], best: str, tied: 
 
 
 def _values(cell: Cell) -> list[object]:
-    shown = (cell.mean, cell.std, cell.n or None, cell.p)
+    shown = (cell.text if cell.mean is None else cell.mean, cell.std, cell.n or None, cell.p)
     return [*("" if value is None else value for value in shown), "; ".join(cell.notes)]
 
 

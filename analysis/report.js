@@ -3,9 +3,10 @@ document.documentElement.classList.add("js");
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const one = (selector, root = document) => root.querySelector(selector);
 
-// Tables: a click on a column's name sorts the models: best first, then worst first, then in the original order.
+// Tables: a click on a column's name sorts our models: best first, then worst first, then in the original order.
 for (const table of all("table.results")) {
-  const bodies = all("tbody", table), rows = all("tbody:not(.section) tr:not(.difference)", table);
+  const bodies = all("tbody:not(.published)", table), published = one("tbody.published", table);
+  const rows = bodies.filter((body) => !body.matches(".section")).flatMap((body) => all("tr:not(.difference)", body));
   const sorted = document.createElement("tbody");
   const homes = rows.map((row) => [row.parentElement, row.nextElementSibling]);
   const restore = () => {
@@ -24,7 +25,7 @@ for (const table of all("table.results")) {
       const sign = was ? 1 : -1, last = (x) => (isNaN(x) ? Infinity : sign * x);
       sorted.append(...[...rows].sort((a, b) => last(value(a)) - last(value(b))));
       bodies.forEach((body) => { body.hidden = true; });
-      table.append(sorted);
+      table.insertBefore(sorted, published);
     });
   }
 }

@@ -1,15 +1,28 @@
-"""One static page of everything a profile has: `python -m analysis.report`.
+"""One static page of everything a profile has.
 
 Tables, figures, training curves and the record of every number. What is missing is left out with a note.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import curves, detection, figures, geometry, protocol, render, segmentation, sweeps, table, tables, tsne
+from analysis import (
+    curves,
+    detection,
+    figures,
+    geometry,
+    protocol,
+    render,
+    scoreboard,
+    segmentation,
+    sweeps,
+    table,
+    tables,
+    tsne,
+)
 from analysis.figures import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import digest_of_files, is_unchanged, make_once, not_comparable
@@ -63,7 +76,15 @@ class Part:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    _, problems = build(resolve("analysis.report", (__doc__ or "").splitlines()[0], argv, more=tsne.add_arguments))
+    _, problems = build(
+        resolve(
+            "analysis.report",
+            (__doc__ or "").splitlines()[0],
+            argv,
+            "make report\nmake report PROFILE=imagenet SEED=1",
+            more=tsne.add_arguments,
+        )
+    )
     report_problems(problems)
 
 
@@ -76,9 +97,10 @@ def build(scope: Scope) -> tuple[Path, list[str]]:
     page = scope.folder / "index.html"
     here = Path(__file__).parent
     files = [file for files, _ in made for file in files]
-    sources = [*sorted(here.glob("*.py")), *(here / source for source in SOURCES)]
+    sources = [*sorted(here.glob("*.py")), *sorted(scoreboard.FOLDER.glob("*.csv")), *(here / name for name in SOURCES)]
     notes = [note for _, note in made]
     records, problems = read_records(scope.results, scope.profile)
+    problems += scoreboard.read_published(scope.profile)[1]
     inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
     return page, problems + curves.read_curves(scope).problems + sweeps.read_curves(scope)[1]
@@ -153,24 +175,30 @@ def _curves(scope: Scope) -> list[Path]:
 
 
 def _geometry(scope: Scope) -> list[Path]:
-    png = _heavy(geometry.build, "geometry", scope)
-    return [png, png.with_suffix(".svg"), png.with_suffix(".json")]
+    return _and_others("geometry", geometry.build, (".png", ".svg", ".json"), scope)
 
 
 def _tsne(scope: Scope) -> list[Path]:
-    shown = sorted(scope.folder.glob("tsne-*.png"))  # `make tsne` drew these of other data sets and checkpoints
+    return _and_others("tsne", tsne.build, (".png", ".json", ".webp"), scope)
+
+
+def _and_others(name: str, build: Callable[[Scope], Path], endings: Sequence[str], scope: Scope) -> list[Path]:
+    """Return the files of the profile's own figure, and of those that `make <name>` drew of others."""
+    shown = sorted(scope.folder.glob(f"{name}-*.png"))
     try:
-        shown.insert(0, _heavy(tsne.build, "tsne", scope))
+        shown.insert(0, _heavy(build, name, scope))
     except UserError as error:
         if not shown:
             raise
         print(f"left out: {error}", flush=True)
     for file in [file for file in shown if not is_unchanged(scope.folder, file.stem)]:
-        print(f"left out: {file}: its files are not as `make tsne` left them; make them again", flush=True)
+        print(f"left out: {file}: its files are not as `make {name}` left them; make them again", flush=True)
         shown.remove(file)
     if not shown:
-        raise UserError("every t-SNE figure was changed or comes from earlier code; make them again with `make tsne`")
-    return [file.with_suffix(ending) for file in shown for ending in (".png", ".json", ".webp")]
+        raise UserError(
+            f"every {name} figure was changed or comes from earlier code; make them again with `make {name}`"
+        )
+    return [file.with_suffix(ending) for file in shown for ending in endings]
 
 
 def _heavy(build: Callable[[Scope], Path], name: str, scope: Scope) -> Path:
@@ -200,15 +228,17 @@ def _show_curves(files: list[Path], scope: Scope) -> dict[str, Any]:
 
 
 def _show_geometry(files: list[Path], scope: Scope) -> dict[str, Any]:
-    content = json.loads(files[2].read_text(encoding="utf-8"))["checkpoints"]
-    rows = []
-    for name, numbers in content.items():
-        model, _, seed = name.partition("-seed")
-        title = model_name(model) + (f", seed {seed}" if seed else "")
-        rows.append((title, [f"{numbers[key]:.3f}" for key in ("alignment", "uniformity")]))
-    svg = files[1].read_text(encoding="utf-8")
+    rows: list[tuple[str, list[str]]] = []
+    charts = []
+    for _, svg, numbers_file in zip(files[::3], files[1::3], files[2::3], strict=True):
+        content = json.loads(numbers_file.read_text(encoding="utf-8"))
+        for name, numbers in content["checkpoints"].items():
+            model, _, seed = name.partition("-seed")
+            title = model_name(model) + (f", seed {seed}" if seed else "")
+            rows.append((title, [f"{numbers[key]:.3f}" for key in ("alignment", "uniformity")]))
+        charts.append((f"Of {content['data']}" if len(files) > 3 else "", [svg.read_text(encoding="utf-8")]))
     alt = "Scatter chart of alignment over uniformity"
-    return {"charts": [("", [svg])], "numbers": rows, "heads": ["alignment", "uniformity"], "alt": alt}
+    return {"charts": charts, "numbers": rows, "heads": ["alignment", "uniformity"], "alt": alt}
 
 
 def _show_tsne(files: list[Path], scope: Scope) -> dict[str, Any]:

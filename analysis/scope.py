@@ -7,7 +7,6 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
-from common.names import METHODS
 from common.run import Subject
 
 LIMIT = 10_000  # images: the paper's t-SNE shows CIFAR-10's test set
@@ -87,16 +86,19 @@ def resolve(
     module: str,
     description: str,
     argv: list[str] | None,
+    examples: str,
     *,
     reads_checkpoint: bool = False,
+    unused: str = "",
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> Scope:
     """Parse the command line, print the first line and return the scope. METHOD is `all` by default.
 
-    `more` adds the arguments for fields of the scope that not every command has.
+    `examples` and `unused`: see `cli.parser`. `more` adds the arguments for fields of the scope that not every command
+    has.
     """
-    parser = cli.parser(module, description, reads_checkpoint=reads_checkpoint)
-    parser.set_defaults(method=list(METHODS), checkpoint=None, name=None, key=None)
+    parser = cli.parser(module, description, examples, reads_checkpoint=reads_checkpoint, unused=unused)
+    parser.set_defaults(method="all", checkpoint=None, name=None, key=None)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)

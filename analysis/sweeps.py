@@ -1,4 +1,4 @@
-"""The validation curves of each data set's weight-decay sweep, one line per model: `python -m analysis.sweeps`."""
+"""The validation curves of each data set's weight-decay sweep, one line per model."""
 
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ from common import cli
 from common.errors import UserError
 from common.records import key_of, read_records
 
+EXAMPLE = "python -m analysis.sweeps --profile imagenet --seed 1"
 Curves = dict[str, dict[str, dict[str, Any]]]  # data set -> model -> record
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    scope = resolve("analysis.sweeps", __doc__ or "", argv)
+    scope = resolve("analysis.sweeps", __doc__ or "", argv, EXAMPLE, unused="method data checkpoints runs")
     build(scope)
     report_problems(read_curves(scope)[1])
 

@@ -32,16 +32,18 @@ class Cell:
     by_seed: Mapping[int, float] = field(default_factory=dict)
     settings: tuple[Settings, ...] = ()
     usual: bool = True  # its settings are those of the rest of its column
+    text: str = ""  # shown instead of the mean
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model's numbers, or those of a model minus its baseline's."""
+    """A model's numbers, those of a model minus its baseline's, or numbers that others published."""
 
     model: str
     label: str
     cells: list[Cell]
     baseline: str | None = None
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,12 @@ class Table:
         return list(dict.fromkeys(note for row in self.rows for cell in row.cells for note in cell.notes))
 
     def frame(self) -> "pd.DataFrame":
-        """Return one row per model with columns (data set, metric, mean | std | n); a hole is NaN."""
+        """Return one row per model of ours with columns (data set, metric, mean | std | n); a hole is NaN."""
         import pandas as pd
 
         names = ["data set", "metric", "statistic"]
         columns = pd.MultiIndex.from_tuples([(*c, s) for c in self.columns for s in ("mean", "std", "n")], names=names)
-        rows = [row for row in self.rows if row.baseline is None]
+        rows = [row for row in self.rows if row.baseline is None and not row.published]
         values = [[v for c in row.cells for v in (c.mean, c.std, c.n)] for row in rows]
         frame = pd.DataFrame(values, pd.Index([row.model for row in rows], name="model"), columns, dtype=float)
         return frame[~frame.index.duplicated()]  # the ablations' table shows a baseline in several sections
@@ -88,6 +90,8 @@ class Table:
 def number(table: Table, row: Row, k: int) -> str:
     """Return the text of a row's cell k: the number, ±, and the number of seeds where it is not the same everywhere."""
     cell = row.cells[k]
+    if cell.text:
+        return cell.text
     if cell.mean is None:
         return HOLE
     if row.baseline is not None:

@@ -1,4 +1,4 @@
-"""Tables of all records of a profile, as Markdown, LaTeX and CSV: `python -m analysis.tables`.
+"""Tables of all records of a profile, as Markdown, LaTeX and CSV.
 
 Rows group each baseline with its GSG variant and their difference. Mean and standard deviation are over seeds.
 """
@@ -23,6 +23,7 @@ from analysis.names import (
 from analysis.products import not_comparable
 from analysis.records import DIRTY, NO_COMMIT, Key, cells_of, report_problems
 from analysis.scope import resolve
+from analysis.scoreboard import Published, beside, read_published
 from analysis.statistics import LEAST_SEEDS, append_average, difference, mark_best
 from analysis.table import Cell, Row, Section, Table
 from common import cli
@@ -46,7 +47,13 @@ Group = list[tuple[str, str]]
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: write the tables and print them."""
-    scope = resolve("analysis.tables", __doc__ or "", argv)
+    scope = resolve(
+        "analysis.tables",
+        __doc__ or "",
+        argv,
+        "make tables PROFILE=imagenet",
+        unused="method seed data checkpoints runs",
+    )
     tables, problems = build(scope.results, scope.profile, scope.folder)
     for table in tables:
         print(f"\n{render.markdown(table)}", end="")
@@ -76,12 +83,21 @@ def build(results: Path, profile: str, folder: Path) -> tuple[list[Table], list[
 
 
 def read_tables(results: Path, profile: str) -> tuple[list[Table], list[str]]:
-    """Return the tables of the profile's valid records under `results`, and one line for each file that is not one."""
+    """Return the tables of the profile's valid records under `results`, with the published numbers beside them.
+
+    Of each file that is not a valid record, or not one of published numbers, one line says so.
+    """
     records, problems = read_records(results, profile)
-    return make_tables(records, profile, results), problems
+    published, malformed = read_published(profile)
+    return make_tables(records, profile, results, published), problems + malformed
 
 
-def make_tables(records: Iterable[dict[str, Any]], profile: str, results: Path = Path("results")) -> list[Table]:
+def make_tables(
+    records: Iterable[dict[str, Any]],
+    profile: str,
+    results: Path = Path("results"),
+    published: Sequence[Published] = (),
+) -> list[Table]:
     """Return the tables that have records. All but that of the ablations have the same rows: every model with records.
 
     Raises ValueError for a record of another profile: one table never mixes two.
@@ -91,11 +107,13 @@ def make_tables(records: Iterable[dict[str, Any]], profile: str, results: Path =
         if record["profile"] != profile:
             raise ValueError(f"a record of profile {record['profile']} in a table of {profile}")
     cells = cells_of(records, results)
-    tables = [_table(kind, profile, cells) for kind in KINDS]
+    tables = [_table(kind, profile, cells, published if kind != "ablations" else ()) for kind in KINDS]
     return [table for table in tables if table is not None]
 
 
-def _table(kind: str, profile: str, cells: Mapping[tuple[str, Key], Cell]) -> Table | None:
+def _table(
+    kind: str, profile: str, cells: Mapping[tuple[str, Key], Cell], published: Sequence[Published]
+) -> Table | None:
     title, tasks = KINDS[kind]
     ablations = {model for model, _ in cells if method_of(model) != model}
     mine = ablations if kind == "ablations" else {model for model, _ in cells} - ablations
@@ -103,11 +121,12 @@ def _table(kind: str, profile: str, cells: Mapping[tuple[str, Key], Cell]) -> Ta
     if not recorded:
         return None
     expected = [key for key in EXPECTED[profile] if key[0] in tasks and kind != "ablations"]
-    keys = sorted({*expected, *recorded}, key=lambda key: column_order(*key))
+    printed = {number.key for number in published if number.key[0] in tasks}
+    keys = sorted({*expected, *recorded, *printed}, key=lambda key: column_order(*key))
     columns = [(column_name(*key[:3]), METRIC_NAMES.get(key[3], key[3])) for key in keys]
     models = model_order(model for model, _ in cells)
     numbers = {model: [cells.get((model, key), Cell()) for key in keys] for model in models}
-    averaged = [k for k, key in enumerate(keys) if key in (expected or keys)] if kind == "recognition" else []
+    averaged = [k for k, key in enumerate(keys) if key in (expected or recorded)] if kind == "recognition" else []
     if averaged:
         columns = [*columns, AVERAGE, RANK]
         append_average([numbers[model] for model in models if model not in ablations], averaged)
@@ -115,7 +134,8 @@ def _table(kind: str, profile: str, cells: Mapping[tuple[str, Key], Cell]) -> Ta
     sections = [_section(name, groups, numbers, columns) for name, groups in parts.items()]
     note = not_comparable(profile)
     full_title = f"{title}, profile {profile}" + (f" ({note})" if note else "")
-    return _with_common_notes_as_remarks(Table(kind, full_title, profile, columns, sections, _remarks(sections)))
+    table = _with_common_notes_as_remarks(Table(kind, full_title, profile, columns, sections, _remarks(sections)))
+    return beside(table, keys, published)
 
 
 def _pairs(models: Sequence[str]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""t-SNE of test images' features, one panel per method (paper, appendix E): `python -m analysis.tsne`.
+"""t-SNE of test images' features, one panel per method (paper, appendix E).
 
 The paper shows CIFAR-10's test set; any checkpoint and any labelled images will do.
 """
@@ -19,6 +19,11 @@ from common.errors import UserError
 from common.files import atomic_path, atomic_write
 from common.images import LabelledImages
 
+EXAMPLES = """
+make tsne
+make tsne CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make tsne DATASET=cifar100 PROFILE=cifar10 ARGS='--perplexity 50'
+"""
 GRID = 4095  # the page's coordinates are whole numbers from 0 to this
 LEAST = 4  # images: each needs three neighbours at the lowest perplexity, 1
 THUMBNAIL = 32  # pixels
@@ -27,7 +32,11 @@ THUMBNAIL = 32  # pixels
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     description = (__doc__ or "").splitlines()[0]
-    build(resolve("analysis.tsne", description, argv, reads_checkpoint=True, more=add_arguments))
+    build(
+        resolve(
+            "analysis.tsne", description, argv, EXAMPLES, reads_checkpoint=True, unused="results", more=add_arguments
+        )
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ They are not in `pretrain/` because every room reads checkpoints and must build 
 
 import re
 from functools import cache
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,8 @@ RESNETS = {
 }
 # Endings of names for 32 pixels. The paper's ResNet-18 for CIFAR-10 (C.2) is `resnet18_cifar`: as lightly builds it,
 # it has no ReLU after the stem's BN (PROTOCOLS 2). Most others have it, and solo-learn also pads by 2 (PROTOCOLS 8).
-CIFAR = ("_cifar", "_cifar_stemrelu", "_cifar_pad2")
+# `resnet18_cifar_quarter` is the paper's at a quarter of the width.
+CIFAR = ("_cifar", "_cifar_stemrelu", "_cifar_pad2", "_cifar_quarter")
 
 
 def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
@@ -27,7 +29,8 @@ def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
 
     `name` is a convolutional network of timm (`resnet18`, `resnet50`, ...), or one of RESNETS with an ending of CIFAR:
     `resnet18_cifar` (3x3 stem of stride 1 without ReLU, no max-pool, PyTorch's default initialisation),
-    `resnet18_cifar_stemrelu` (the same with the ReLU), `resnet18_cifar_pad2` (also with padding 2 in the stem).
+    `resnet18_cifar_stemrelu` (the same with the ReLU), `resnet18_cifar_pad2` (also with padding 2 in the stem),
+    `resnet18_cifar_quarter` (the first with 16 to 128 channels instead of 64 to 512, for any ResNet).
     `zero_init_residual` starts the last BN weight of every residual block at 0, the authors' ImageNet setting. Raises
     ValueError for an unknown name.
     """
@@ -36,10 +39,13 @@ def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
         raise ValueError(
             f"unknown backbone '{name}'; known: timm's convolutional networks, and ResNets with {', '.join(CIFAR)}"
         )
-    options = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
+    options: dict[str, Any] = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
+    if ending == "_quarter":
+        # timm widens the stem by its deep form alone, whose convolutions `_to_cifar` replaces.
+        options |= {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
     if cifar:
-        _to_cifar(network, stem_relu=bool(ending), padding=2 if ending == "_pad2" else 1)
+        _to_cifar(network, stem_relu=ending in ("_stemrelu", "_pad2"), padding=2 if ending == "_pad2" else 1)
         if zero_init_residual:
             for block in network.modules():
                 if hasattr(block, "zero_init_last"):
@@ -56,11 +62,12 @@ def feature_dim(network: nn.Module) -> int:
 def architecture_of(shapes: dict[str, tuple[int, ...]], *, cifar: str = "_cifar_stemrelu") -> str | None:
     """Return the ResNet with as many blocks that has most of these names and shapes, or None if none has that many.
 
-    `cifar` is the ending of CIFAR for networks with a 3x3 stem.
+    `cifar` is the ending of CIFAR for networks of full width with a 3x3 stem.
     """
     numbers = [re.findall(rf"^layer{stage}\.(\d+)\.", "\n".join(shapes), re.M) for stage in range(1, 5)]
     blocks = tuple(len(set(stage)) for stage in numbers)
-    ending = cifar if shapes.get("conv1.weight", ())[2:] == (3, 3) else ""
+    stem = shapes.get("conv1.weight", ())
+    ending = ("_cifar_quarter" if stem[0] == 16 else cifar) if stem[2:] == (3, 3) else ""
     fitting = [f"{base}{ending}" for base, count in RESNETS.items() if count == blocks]
     return max(fitting, key=lambda arch: len(shapes.items() & shapes_of(arch).items()), default=None)
 
@@ -79,7 +86,8 @@ def _known() -> frozenset[str]:
 
 
 def _to_cifar(network: nn.Module, *, stem_relu: bool, padding: int) -> None:
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=padding, bias=False)
+    width: int = network.bn1.num_features  # type: ignore[union-attr, assignment]
+    network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=padding, bias=False)
     network.maxpool = nn.Identity()
     if not stem_relu:
         network.act1 = nn.Identity()

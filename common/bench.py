@@ -139,11 +139,13 @@ def run_room(
     Where there is a GPU, the rows of `on_device` are measured on it, elsewhere those of `benchmarks`. `--device`
     chooses the rows of `on_device`, and "cpu" rehearses them at tiny sizes.
     """
-    parser = cli.Parser(module, description=description)
+    parser = cli.Parser(module, description, f"python -m {module} --only {next(iter(benchmarks))}")
     known = cli.one_of("benchmark", [*benchmarks, *(on_device or {})])
     parser.add_argument("--only", nargs="+", type=known, metavar="ID", help="not all of them")
     parser.add_argument("--json", type=cli.path, help="write the entries to this file")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="measure the gpu_* rows here; cpu rehearses them")
+    parser.set_defaults(device=None)
+    if on_device:
+        parser.add_argument("--device", choices=("cuda", "cpu"), help="measure the gpu_* rows here; cpu rehearses them")
     args = parser.parse_args(argv)
     device = args.device or (pick_bench_device() if on_device else None)
     if device is not None:

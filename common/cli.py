@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import importlib.util
 import os
 import sys
 import threading
@@ -13,20 +14,36 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
-from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
+from common.names import ABLATIONS, LOGGERS, METHODS, PROFILES, checkpoint_name
 from common.run import Folders, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults that are words or numbers; text and examples keep their lines."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.nargs == 0 or action.default in (None, "", {}) or isinstance(action.default, list)
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, like every other error of a user.
 
-    Options cannot be abbreviated, so that --checkpoint is not taken for --checkpoints.
+    `examples` are commands, a line each, for the end of the help. Options cannot be abbreviated, so that --checkpoint
+    is not taken for --checkpoints.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+    def __init__(self, module: str, description: str = "", examples: str = "") -> None:
+        lines = "".join(f"\n  {line.strip()}" for line in examples.strip().splitlines())
+        super().__init__(
+            module,
+            description=description,
+            epilog=f"examples:{lines}" if lines else None,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the words. They become paths, records and logs, so each must be UTF-8."""
@@ -77,6 +94,29 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
     return check
 
 
+def logger(word: str) -> str:
+    """Parse LOGGER; raise UserError unless its package is installed."""
+    one_of("LOGGER", LOGGERS)(word)
+    if importlib.util.find_spec(word) is None:
+        raise UserError(f"LOGGER={word} needs the package {word}: pip install {word} in this environment")
+    return word
+
+
+def share(name: str) -> Callable[[str], float]:
+    """Return an argparse `type` that accepts the numbers from 0 to 1."""
+
+    def check(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            raise UserError(f"{name} is '{text}'; choose a number from 0 to 1")
+        return number
+
+    return check
+
+
 def path(text: str) -> Path:
     """Parse a path; a leading `~`, which shells leave as it is in DATA=~/sets, is the home folder."""
     try:
@@ -90,27 +130,29 @@ def path(text: str) -> Path:
 seed = whole("SEED", 0, 2**32 - 1)  # what NumPy's and torch's generators both take
 
 
-def parser(module: str, description: str, *, reads_checkpoint: bool = False) -> Parser:
-    """Return a parser with the arguments that every command has.
+def parser(
+    module: str, description: str, examples: str = "", *, reads_checkpoint: bool = False, unused: str = ""
+) -> Parser:
+    """Return a parser with the arguments that every command takes, and `examples` of the command, a line each.
 
     With `reads_checkpoint`, the command evaluates our own checkpoints by --method, or any other by
-    --checkpoint and --name.
+    --checkpoint and --name. A chain of commands is given the same words; those that this one does not need,
+    `unused`, are taken and not listed.
     """
-    result = Parser(module, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    result.add_argument(
-        "--profile", default="demo", type=one_of("PROFILE", PROFILES), help=f"settings: {', '.join(PROFILES)}"
-    )
-    result.add_argument(
-        "--method",
-        default="simsiam_gsg",
-        type=method_list,
-        help=f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}",
-    )
-    result.add_argument("--seed", default=0, type=seed, help="seed of everything random")
-    result.add_argument("--data", default="data", type=path, help="root folder of the data sets")
-    result.add_argument("--checkpoints", default="checkpoints", type=path, help="where exports live")
-    result.add_argument("--results", default="results", type=path, help="where results records live")
-    result.add_argument("--runs", default="runs", type=path, help="where logs and resumable states live")
+    result = Parser(module, description, examples)
+    methods = f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}"
+    for name, default, kind, said in (
+        ("profile", "demo", one_of("PROFILE", PROFILES), f"settings: {', '.join(PROFILES)}"),
+        ("method", "simsiam_gsg", method_list, methods),
+        ("seed", "0", seed, "seed of everything random"),
+        ("data", "data", path, "root folder of the data sets"),
+        ("checkpoints", "checkpoints", path, "where exports live"),
+        ("results", "results", path, "where results records live"),
+        ("runs", "runs", path, "where logs and resumable states live"),
+    ):
+        result.add_argument(
+            f"--{name}", default=default, type=kind, help=argparse.SUPPRESS if name in unused.split() else said
+        )
     if reads_checkpoint:
         result.add_argument(
             "--checkpoint",
@@ -127,8 +169,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if args.checkpoint is not None:
         if not args.name:
             raise UserError(f"--checkpoint {args.checkpoint} needs a label: add NAME=label (--name label)")
-        if args.name in (".", "..") or Path(args.name).name != args.name:
-            raise UserError(f"NAME '{args.name}' becomes a folder of results: choose a label without slashes")
+        check_label(args.name)
         file = args.checkpoint
         if ":" in str(file) and not file.exists():
             from common.checkpoint.hub import fetch
@@ -138,6 +179,12 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     if args.name or args.key:
         raise UserError("NAME and KEY belong to a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     return exports(args)
+
+
+def check_label(name: str) -> None:
+    """Raise UserError unless a NAME may become a folder's name."""
+    if name in (".", "..") or Path(name).name != name:
+        raise UserError(f"NAME '{name}' becomes a folder of results: choose a label without slashes")
 
 
 def exports(args: argparse.Namespace) -> list[Subject]:
@@ -259,6 +306,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
     parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how processes start")
+    parser.add_argument("--logger", type=logger, metavar="wandb|mlflow", help="log there, too, besides TensorBoard")
 
 
 def add_options_argument(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ SET_BY_COMMANDS = {
 
 # What the values of these keys must be, wherever in a config they stand: without it they would still give numbers, or
 # fail late.
-_COUNTS = """accumulate base_batch_size batch_size channels dim end every fc_out_channels feat_channels hidden_dim
+_COUNTS = """accumulate base_batch_size batch_size channels dim end every fc_out_channels feat_channels first hidden_dim
     interval k layers max_epochs max_iters max_per_img num num_classes num_views out_channels resize size T_max total
     val_interval"""
 _LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(("begin", "num_workers", "workers"), 0)}

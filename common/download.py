@@ -1,4 +1,4 @@
-"""Download and verify a data set, or say what to place where: `python -m common.download --dataset dtd`.
+"""Download and verify data sets, or say what to place where.
 
 Archives go to `<data>/downloads/<name>`, and one that is already there, by whatever way, is used. They are unpacked
 in a temporary folder, so that a data set appears under its name only when it is complete.
@@ -34,13 +34,20 @@ from common.sources import (
     summary,
 )
 
+EXAMPLES = """
+make data
+make data DATASET=dtd DATA=/data
+make data DATASET='cifar10 cifar100'
+"""
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**18
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Provide one or several data sets under --data, and check those that are already there."""
-    parser = cli.parser("common.download", "download and verify data sets")
+    parser = cli.parser(
+        "common.download", __doc__ or "", EXAMPLES, unused="profile method seed checkpoints results runs"
+    )
     parser.add_argument(
         "--dataset", default="", help=f"one or several of {', '.join(SOURCES)}; without it the embedded data"
     )

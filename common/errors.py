@@ -29,6 +29,10 @@ class UserError(Exception):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
+class Diverged(UserError):  # noqa: N818  (as it is said)
+    """A training whose loss or weights are no longer finite."""
+
+
 class Stopped(Exception):  # noqa: N818  (it is not an error)
     """A signal ended the run, which can be resumed: the signal's number, and a line for the user."""
 

@@ -234,6 +234,25 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.asarray(labels, dtype=np.int64), classes)
 
 
+def image_tree(root: Path, *, name: str) -> ImageFiles:
+    """Read the images at any depth of a folder, in sorted order, all with label 0: for what needs no classes.
+
+    What is left out, followed and named is as in `image_folder`. Raises UserError for a folder that is missing or
+    holds no image, and for a name that is not UTF-8.
+    """
+    if not root.is_dir():
+        raise UserError(f"data set folder {root} is missing; correct its name")
+    files = list(_files(str(root)))
+    paths = [os.path.relpath(file, root) for file in files if _is_image(file)]
+    if not paths:
+        raise UserError(f"data set folder {root} holds no images; place them there, in any folders")
+    if len(paths) < len(files):
+        _note(f"data set folder {root}: {len(files) - len(paths)} files that are not images are not read")
+    for path in paths:
+        check_utf8(root, path)
+    return ImageFiles(name, root, paths, np.zeros(len(paths), dtype=np.int64), ["images"])
+
+
 def check_utf8(*parts: str | Path) -> None:
     """Raise UserError, in printable words, unless a path's name is UTF-8: records and caches could not hold it."""
     path = Path(*parts)
@@ -243,21 +262,17 @@ def check_utf8(*parts: str | Path) -> None:
         raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename it") from None
 
 
-def image_split(root: Path, split: str, name: str) -> ImageFiles:
+def image_split(root: Path, split: str, name: str, hint: str = "") -> ImageFiles:
     """Read `<root>/train`, or for "test" `<root>/val`, each with one folder per class.
 
-    Raises UserError as `image_folder` does, and for a test split whose classes are not those of the training split.
+    `hint` says what to do where they are missing. Raises UserError as `image_folder` does, and for a test split whose
+    classes are not those of the training split.
     """
-    hint = f"place one folder per class, with its images, in {root / 'train'} and {root / 'val'}"
+    hint = hint or f"place one folder per class, with its images, in {root / 'train'} and {root / 'val'}"
     images = image_folder(root / {"train": "train", "test": "val"}[split], name=f"{name}-{split}", hint=hint)
     if split == "test" and (root / "train").is_dir():
         check_classes(root / "train", images)
     return images
-
-
-def imagenet(data: Path, split: str) -> ImageFiles:
-    """Read ImageNet's "train" or, as "test", its validation images from `<data>/imagenet`."""
-    return image_split(data / "imagenet", split, "imagenet")
 
 
 def check_classes(train: Path, test: ImageFiles) -> None:
@@ -265,15 +280,22 @@ def check_classes(train: Path, test: ImageFiles) -> None:
 
     Labels are places in the list of classes, so a class that only one of them has would shift all labels after it.
     """
-    classes = {
-        folder.name for folder in _visible(train) if folder.is_dir() and any(map(_is_image, _files(folder.path)))
-    }
+    classes = set(_class_folders(train))
     sides = [(train, classes - set(test.classes)), (test.root, set(test.classes) - classes)]
     if differences := [f"only {folder} has {_some(sorted(names))}" for folder, names in sides if names]:
         raise UserError(
             f"the class folders of {train} and {test.root} differ: {'; '.join(differences)}; "
             "give both the same class folders, with images in each"
         )
+
+
+def has_classes(root: Path) -> bool:
+    """Return whether a folder is there and has folders with images, which `image_folder` takes for classes."""
+    return root.is_dir() and any(True for _ in _class_folders(root))
+
+
+def _class_folders(root: Path) -> Iterator[str]:
+    return (e.name for e in _visible(root) if e.is_dir() and any(map(_is_image, _files(e.path))))
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry]:

@@ -52,7 +52,7 @@ PLAIN: dict[str, str] = {
     "val_dataloader": "torch.utils.data:DataLoader",
     # Pretraining and its evaluation
     "evaluation": "images size resize interpolation k temperature batch_size workers",
-    "images": "name root split",
+    "images": "name root split first labelled",
     "model.backbone": "common.backbones:build_backbone",
     "model.predictor": "hidden_dim",
     "model.projector": "layers dim last_affine last_bias",

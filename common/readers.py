@@ -17,7 +17,7 @@ from torchvision import datasets as tv
 from common.embedded import CLASSES, ensure_embedded
 from common.errors import UserError
 from common.files import read_bytes
-from common.images import ImageFiles, image_folder
+from common.images import ImageFiles, image_folder, image_split
 from common.sources import SOURCES, remedy
 
 VOC_CLASSES = tuple(
@@ -152,6 +152,11 @@ def scenes(data: Path, split: str) -> ImageFiles:
     """Read which digits each of the demo's scenes shows, writing the demo's data if needed."""
     root = ensure_embedded(data) / "VOCdevkit" / "VOC2007"
     return read_voc(root, "scenes", CLASSES, split, remedy("scenes", data))
+
+
+def imagenet(data: Path, split: str) -> ImageFiles:
+    """Read ImageNet's "train" or, as "test", its validation images from `<data>/imagenet`."""
+    return image_split(data / "imagenet", split, "imagenet", remedy("imagenet", data))
 
 
 def read_voc(root: Path, name: str, classes: Sequence[str], split: str, remedy: str) -> ImageFiles:

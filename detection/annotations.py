@@ -40,8 +40,11 @@ class VOCAnnotation:
     objects: Sequence[Thing]
 
 
-def read_voc(path: Path, classes: Sequence[str]) -> VOCAnnotation:
-    """Return what a VOC XML file says. Raises UserError naming a file that is broken or has another class."""
+def read_voc(path: Path, classes: Sequence[str] | None = None) -> VOCAnnotation:
+    """Return what a VOC XML file says.
+
+    Raises UserError naming a file that is broken or has another class than `classes`, if these are known.
+    """
     content = read_bytes(path, "annotation", "restore the data set")
     try:
         root = ElementTree.fromstring(content)  # noqa: S314  (the published files, or the user's own)
@@ -52,7 +55,7 @@ def read_voc(path: Path, classes: Sequence[str]) -> VOCAnnotation:
     except ValueError as error:
         raise UserError(f"annotation {path} is not in VOC's format ({error}); restore it") from None
     for thing in objects:
-        if thing.name not in classes:
+        if classes is not None and thing.name not in classes:
             raise UserError(f"annotation {path}: unknown class '{thing.name}'; known: {', '.join(classes)}")
     return annotation
 

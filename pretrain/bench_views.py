@@ -1,4 +1,4 @@
-"""Views per second of one worker: the authors' recipe on PIL images, and ours (`python -m pretrain.bench_views`).
+"""Views per second of one worker: the authors' recipe on PIL images, and ours. `make bench` shows their ratio.
 
 Both read the same JPEGs of 500x375 pixels, about ImageNet's mean size, decode each once and draw two views of it.
 """
@@ -80,11 +80,3 @@ def views_per_second(loader: DataLoader) -> float:
     for _ in loader:
         pass
     return 2 * len(loader.dataset) / (time.perf_counter() - start)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    rates = measure()
-    print(
-        f"views per second with one worker: reference {rates['reference']:.0f}, ours {rates['ours']:.0f}, "
-        f"ratio {rates['ratio']:.2f}"
-    )

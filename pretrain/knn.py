@@ -13,11 +13,16 @@ from common.run import Job, record, todo
 from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
+EXAMPLES = """
+make knn METHOD=all
+make knn CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make knn ARGS='--cfg-options evaluation.k=20'
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run kNN for every method that the arguments name."""
-    parser = cli.parser("pretrain.knn", "weighted kNN on frozen features", reads_checkpoint=True)
+    parser = cli.parser("pretrain.knn", "weighted kNN on frozen features", EXAMPLES, reads_checkpoint=True)
     cli.add_options_argument(parser)
     parser.add_argument("--data-root", type=cli.path, help="use this ImageFolder: train/ as the bank, val/ as queries")
     args = parser.parse_args(argv)

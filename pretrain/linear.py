@@ -15,12 +15,17 @@ from pretrain import register
 from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
+EXAMPLES = """
+make linear METHOD=simsiam_gsg
+make linear METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
+make linear CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet
+"""
 BACKBONE = {"model.backbone": "choose it by METHOD or CHECKPOINT (--method, --checkpoint)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every checkpoint that the arguments name."""
-    parser = cli.parser("pretrain.linear", "linear classifier on frozen features", reads_checkpoint=True)
+    parser = cli.parser("pretrain.linear", "linear classifier on frozen features", EXAMPLES, reads_checkpoint=True)
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
     cli.add_deterministic_argument(parser)
@@ -44,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=config,
             work_dir=args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed),
             launcher=args.launcher,
+            logger=args.logger,
             resume=args.resume,
             overwrite=args.overwrite,
         )

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
+EXAMPLES = """
+make pretrain METHOD=simsiam_gsg
+make pretrain METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
+make pretrain PROFILE=imagenet DATA_ROOT=/flowers ARGS='--amp bf16 --skip-corrupt'
+"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,6 +86,7 @@ def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
         config=config,
         work_dir=args.runs / args.profile / "pretrain" / checkpoint_name(subject.name, args.seed),
         launcher=args.launcher,
+        logger=args.logger,
         resume=args.resume,
         overwrite=args.overwrite,
     )
@@ -88,7 +94,8 @@ def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
 
 def jobs(argv: Sequence[str] | None = None) -> list[Pretraining]:
     """Return the runs that a command line (default: sys.argv) asks for, and print the command's first line."""
-    parser = cli.parser("pretrain.train", "pretrain SimSiam or BYOL, with or without GSG, and export the backbone")
+    what = "pretrain SimSiam or BYOL, with or without GSG, and export the backbone"
+    parser = cli.parser("pretrain.train", what, EXAMPLES, unused="results")
     cli.add_config_arguments(parser)
     cli.add_scale_arguments(parser)
     cli.add_deterministic_argument(parser)

@@ -12,8 +12,8 @@ from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from common.errors import UserError
-from common.images import read_class_map
 from segmentation.batches import Scaled
+from segmentation.labels import Labels, read_indices
 
 
 @DATASETS.register_module()
@@ -31,12 +31,17 @@ class ADE20K(ADE20KDataset):
         """Return None: labels stay as they are in the files."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return one entry per image, sorted by name, with the number of classes. Raises UserError if there is none."""
+        """Return one entry per image, sorted by name, with the classes' labels. Raises UserError if there is none."""
         entries = super().load_data_list()
         if not entries:
             folder = self.data_prefix["img_path"]
             raise UserError(f"data set folder {folder} holds no {self.img_suffix} images; restore the data set")
-        return [{**entry, "num_classes": len(self._metainfo["classes"])} for entry in entries]
+        return [{**entry, "labels": self.labels} for entry in entries]
+
+    @property
+    def labels(self) -> Labels:
+        """The labels in the files: those of the classes in their order, and the ignored one."""
+        return Labels(range(1, len(self._metainfo["classes"]) + 1), 0)
 
     def prepare_data(self, idx: int | Scaled) -> Any:
         """Return the pipeline's result for an image; the scale of a `Scaled` place is in the pipeline's `scale`."""
@@ -45,14 +50,27 @@ class ADE20K(ADE20KDataset):
         return super().prepare_data(idx)
 
 
+@DATASETS.register_module()
+class ClassMaps(ADE20K):
+    """A data set of any labels: `values` are those of `metainfo["classes"]`, in their order; `ignored` is no class."""
+
+    def __init__(self, values: Sequence[int], ignored: int, **kwargs: Any) -> None:
+        self._labels = Labels(values, ignored)
+        super().__init__(**kwargs)
+
+    @property
+    def labels(self) -> Labels:
+        """The labels in the files."""
+        return self._labels
+
+
 @TRANSFORMS.register_module()
 class LoadClassMap(BaseTransform):
     """Read an image's class map; raises UserError for one that is missing, broken or beyond the classes."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `gt_seg_map` (H, W) uint8: class indices, 255 where unlabelled."""
-        labels = read_class_map(Path(results["seg_map_path"]), results["ori_shape"], results["num_classes"])
-        results["gt_seg_map"] = labels - np.uint8(1)  # 0 wraps around to 255
+        results["gt_seg_map"] = read_indices(Path(results["seg_map_path"]), results["ori_shape"], results["labels"])
         results["seg_fields"].append("gt_seg_map")
         return results
 

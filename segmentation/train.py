@@ -6,6 +6,7 @@ validation images, for the figure.
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from common.mmlab import jobs
 from common.run import Measured, todo
 from common.sources import make_data
 from segmentation import INDEX, register
+from segmentation.folder import use_folder
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from common.checkpoint import Checkpoint
 
 PLACE = "unpack ADEChallengeData2016.zip so that images and annotations, each with training and validation, lie"
+EXAMPLES = """
+make segmentation-ade20k METHOD=simsiam_gsg
+make segmentation-ade20k METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
+make test-segmentation PROFILE=imagenet ARGS='--single-scale'
+"""
 SINGLE_SCALE = {"evaluation": "single-scale", "test_dataloader.dataset.pipeline.2.scales": [(1000, 450)]}
 
 
@@ -35,7 +42,7 @@ def evaluate(job: jobs.Finetuning) -> None:
     run = Finetune(job)
 
     def measure(job: jobs.Finetuning, checkpoint: "Checkpoint") -> Measured:
-        run.check(checkpoint, f"{make_data(job.key.dataset, job.folders.data)}, or {PLACE}", preflight.check)
+        run.check(checkpoint, f"{make_data(job.layout, job.folders.data)}, or {PLACE}", preflight.check)
         run.fit(checkpoint)
         run.train()
         scores = run.test()
@@ -64,11 +71,14 @@ def facts(config: "Config") -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Finetune every checkpoint that `argv` (default: sys.argv) names."""
-    parser = jobs.parser("segmentation.train", __doc__.splitlines()[0])
+    parser = jobs.parser("segmentation.train", __doc__.splitlines()[0], EXAMPLES)
     parser.add_argument(
         "--single-scale",
         action="store_true",
         help="test at one scale, a shorter side of 450, not the paper's several",
+    )
+    parser.add_argument(
+        "--ignored", default=255, type=cli.whole("--ignored", 0, 255), help="the label of --data-root that is no class"
     )
     args = parser.parse_args(argv)
     cli.announce("segmentation.train", args, runs=args.runs)
@@ -83,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         variant="single-scale" if args.single_scale else None,
         options=SINGLE_SCALE if args.single_scale else {},
         products=products,
+        use_folder=partial(use_folder, ignored=args.ignored),
     )
     for job in todo(runs):
         evaluate(job)

@@ -103,6 +103,18 @@ def cifar10(data):
     return Tiny(classes, (4, 1, 2), [9, 0], "", needs, [1, 2, 3, 4, 5])
 
 
+def cifar10_binary(data, per_file=8):
+    """Write the official "binary version" with so many images of noise per file."""
+    folder = data / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("".join(f"class{k}\n" for k in range(10)))
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        labels = np.arange(per_file, dtype=np.uint8)[:, None] % 10
+        records = np.concatenate([labels, rng.integers(0, 256, (per_file, 3072), dtype=np.uint8)], axis=1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+
+
 def cifar100(data):
     classes = [f"class {k}" for k in range(100)]
     files = {"train": [0, 99, 7, 8, 9], "test": [42, 1]}

@@ -135,7 +135,7 @@ def test_every_key_of_our_configs_is_read(path):
     module = COMMANDS[path.parts[-4]]
     config = load_config(path)
     if path.parent.name == "ablation":
-        method = path.parents[1] / "demo" / "simsiam_gsg.py"
+        method = path.parents[1] / "demo" / ("byol_gsg.py" if path.stem == "chosen_only" else "simsiam_gsg.py")
         config = load_config(method, options=config.to_dict(), register=module.register)
     check_keys(config, name=path.name, register=module.register)
 

@@ -1,49 +1,53 @@
 """The repository itself: pins, import directions, the Makefile, what is committed."""
 
 import ast
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from common.names import METHODS, PROFILES
-from tools.lock_requirements import HEADER, LEFT_OUT, LINUX_ONLY
+from tools.doctor import OF_GPUS, locked
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("common", "pretrain", "transfer", "detection", "segmentation", "analysis")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-LOCK = {canonicalize_name(r.name): r for r in map(Requirement, LINES)}
+DEPENDENCIES = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+LOCK = locked()
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+LEFT_OUT = "opencv-python"  # see `make lock`
 
 
 def pinned(name):
-    """Return the version that requirements.txt pins."""
+    """Return the version that requirements.txt pins here."""
     (specifier,) = LOCK[name].specifier
     return Version(specifier.version)
 
 
 def needed():
     """Yield (name, why) of every distribution that the project's dependencies need here, however deep."""
-    dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-    todo = [(Requirement(text), "", "pyproject.toml") for text in dependencies]
+    todo = [(Requirement(text), "", "pyproject.toml") for text in DEPENDENCIES]
     seen = set()
     while todo:
         requirement, extra, why = todo.pop()
         name = canonicalize_name(requirement.name)
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
-        if name in LEFT_OUT:
+        if name == LEFT_OUT:
             continue
         yield name, why
         for wanted in ("", *requirement.extras):
@@ -52,12 +56,22 @@ def needed():
                 todo += [(Requirement(text), wanted, name) for text in metadata.requires(name) or ()]
 
 
-def test_every_line_of_the_lock_is_one_exact_pin():
-    pattern = re.compile(r'[A-Za-z0-9._-]+==[^\s;*]+( ; sys_platform == "linux" and platform_machine == "x86_64")?')
-    assert LINES
-    assert [line for line in LINES if not pattern.fullmatch(line)] == []
-    assert len(LOCK) == len(LINES)
-    assert (ROOT / "requirements.txt").read_text().startswith(HEADER)
+def test_every_package_of_the_lock_is_one_exact_pin_with_hashes():
+    """And each Python has one pin of everything that pyproject.toml asks for."""
+    text = (ROOT / "requirements.txt").read_text()
+    blocks = re.findall(r"^[^ #].*(?:\n .*)*", text, re.M)
+    pattern = re.compile(r"([A-Za-z0-9._-]+)==[^\s;*]+( ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+")
+    assert [block for block in blocks if not pattern.fullmatch(block)] == []
+    for version in PYTHONS:
+        environment = {"python_version": version, "python_full_version": f"{version}.0"}
+        found = Counter(
+            canonicalize_name(pin.name)
+            for pin in (Requirement(block.partition(" \\")[0]) for block in blocks)
+            if pin.marker is None or pin.marker.evaluate(environment)
+        )
+        wanted = {canonicalize_name(Requirement(text).name) for text in DEPENDENCIES}
+        assert {found[name] for name in wanted} == {1}
+        assert LEFT_OUT not in found
 
 
 def test_the_lock_is_complete_and_is_what_is_installed():
@@ -72,11 +86,11 @@ def test_the_lock_is_complete_and_is_what_is_installed():
 
 def test_the_lock_holds_nothing_that_is_not_needed():
     surplus = set(LOCK) - {name for name, _ in needed()}
-    assert {name for name in surplus if not name.startswith(LINUX_ONLY)} <= {"setuptools"}  # builds this project
+    assert {name for name in surplus if not name.startswith(OF_GPUS)} <= {"setuptools"}  # builds this project
 
 
 def test_the_lock_satisfies_pyproject():
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+    for text in DEPENDENCIES:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned(canonicalize_name(requirement.name))), text
 
@@ -85,9 +99,9 @@ def test_the_conda_environment_has_the_same_pins():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["name"] == "gsg"
     assert "python=3.11" in environment["dependencies"]
-    assert PROJECT["requires-python"] == ">=3.11"
+    assert [v for v in (*PYTHONS, "3.10", "3.15") if v in SpecifierSet(PROJECT["requires-python"])] == [*PYTHONS]
     (by_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert by_pip == ["-r requirements.txt", "--editable ."]
+    assert by_pip == ["-r requirements.txt"]  # an editable project beside it has no hash, which pip refuses
     # Anything else with a version would be a second pin, free to differ from the first.
     assert [e for e in environment["dependencies"] if isinstance(e, str) and "=" in e] == ["python=3.11"]
 
@@ -320,6 +334,19 @@ def test_help_is_the_default_and_lists_every_target(tmp_path):
         assert word in done.stdout
 
 
+def test_the_dockerfile_s_steps_are_targets_that_exist():
+    text = (ROOT / "Dockerfile").read_text()
+    steps = [
+        words.split() for words in re.findall(r"^(?:RUN|#) .*?\bmake ((?:doctor|setup|demo|pretrain)\b.*)$", text, re.M)
+    ]
+    steps.append(json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])[1:])
+    assert len(steps) == 5
+    for kind in ("cpu", "cuda"):
+        for step in steps:
+            done = make("-n", *(word.replace("$TORCH", kind) for word in step))
+            assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_readme_names_targets_that_exist():
     text = (ROOT / "README.md").read_text() + (ROOT / ".ci" / "run").read_text()
     named = set(re.findall(r"(?:^|`|&& |\$ |then )make ([a-z][a-z0-9-]*)", text, re.M))
@@ -334,6 +361,8 @@ READERS = {
     "detection-voc": "detection.train",
     "detection-coco": "detection.train",
     "segmentation-ade20k": "segmentation.train",
+    "export": "common.export",
+    "evaluate": "tools.evaluate",
 }
 TRAINERS = ["pretrain", "linear", "detection-voc", "detection-coco", "segmentation-ade20k"]
 
@@ -363,6 +392,24 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
 
 
+@pytest.mark.parametrize(
+    "target", [*sorted(READERS.keys() - {"export"}), "pretrain", "test-detection", "test-segmentation"]
+)
+def test_a_data_set_of_the_user_s_reaches_the_command(commands, target):
+    (line,) = commands(target, DATA_ROOT="my sets/a", CLASSES="a cat,a dog")
+    assert has(line, "--data-root 'my sets/a'")
+    dense = "detection" in target or "segmentation" in target or target == "evaluate"
+    assert has(line, "--classes 'a cat,a dog'") == dense
+
+
+@pytest.mark.parametrize(("target", "module"), [("detect", "detection.detect"), ("segment", "segmentation.segment")])
+def test_the_images_to_draw_reach_the_command(commands, target, module):
+    assert commands(target)[0][2:] == [module, *commands("knn")[0][3:]]  # which says that --images is missing
+    (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
+    assert has(line, "--name theirs --dataset fruit --images 'my photos'")
+    assert "--method" not in line
+
+
 def test_import_takes_the_checkpoint_alone(commands):
     (line,) = commands("import-checkpoint", PROFILE="imagenet", CHECKPOINT="a b.pth", NAME="theirs", OVERWRITE=1)
     assert line[:4] == ["python", "-m", "common.checkpoint", "import"]
@@ -376,6 +423,7 @@ def test_the_data_set_reaches_transfer_and_download(commands):
     assert has(commands("transfer-all")[0], "--dataset all")
     assert has(commands("test-detection")[0], "--dataset voc")
     assert has(commands("test-detection", DATASET="coco")[0], "--dataset coco")
+    assert has(commands("evaluate", ONLY="knn voc", GPUS=2, OVERWRITE=1)[0], "--overwrite --gpus 2 --only 'knn voc'")
 
 
 HOSTILE = (
@@ -443,6 +491,15 @@ def test_lists_of_words_are_split_outside_quotes_and_nothing_else(commands, text
         ({"NODES": "two", "HEAD": "a:1"}, "NODES is 'two'; choose a whole number"),
         ({"LAUNCHER": "slurm", "GPUS": "`touch X`"}, "GPUS is '`touch X`'; choose"),
         ({"LAUNCHER": "srun"}, "LAUNCHER is 'srun'; choose none, torchrun or slurm"),
+        ({"NODES": "0"}, "NODES is '0'; choose 1 or more"),
+        ({"RESUME": "no"}, "RESUME is 'no'; choose 1, or 0 for no"),
+        ({"FROZEN": "`touch X`"}, "FROZEN is '`touch X`'; choose 1"),
+        ({"PROFIL": "demo"}, "no target knows the variable PROFIL; did you mean PROFILE? `make help` lists them"),
+        ({"METHODS": "all"}, "METHODS; did you mean METHOD?"),
+        ({"GPU": "8"}, "GPU; did you mean GPUS?"),
+        ({"DATASETS": "dtd"}, "DATASETS; did you mean DATASET?"),
+        ({"seed": "1"}, "seed; did you mean SEED?"),
+        ({"SETUP": "", "COLOUR": "red"}, "; `make help` lists them"),
         ({"NODES": "2"}, "NODES=2 needs HEAD=host:port of the first machine"),
         ({"ARGS": "--x 'y"}, "ARGS: a quote is not closed"),
         ({"LAUNCHER": "slurm", "SRUN_ARGS": '"'}, "SRUN_ARGS: a quote is not closed"),
@@ -453,6 +510,13 @@ def test_what_make_itself_reads_is_checked(programs, variables, says):
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert says in done.stderr
     assert not (ROOT / "X").exists()
+
+
+@pytest.mark.parametrize("variables", [{"LAUNCHER": "slurm"}, {"NODES": "2", "HEAD": "a:1"}])
+def test_evaluate_says_that_it_runs_on_one_machine(programs, variables):
+    done = make("evaluate", path=programs, PYTHON="python", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "evaluate runs on one machine; leave LAUNCHER and NODES out" in done.stderr
 
 
 RDZV = "--nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500"
@@ -483,10 +547,44 @@ def test_trainers_start_on_their_ranks(commands, target, variables, start, launc
 @pytest.mark.parametrize("target", TRAINERS)
 def test_resume_reaches_trainers(commands, target):
     assert "--resume" in commands(target, RESUME=1)[0]
+    assert has(commands(target, LOGGER="wandb")[0], "--logger wandb")
     assert "--resume" not in commands(target)[0]
+    assert "--resume" not in commands(target, RESUME=0)[0]
 
 
-SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
+def test_a_name_and_a_checkpoint_of_the_system_s_are_not_the_user_s(programs):
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "python", "METHOD": "byol"}
+    environment |= {"NAME": "DESKTOP-1", "CHECKPOINT": "x.pth"}
+    done = subprocess.run(["make", "knn"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("\0--method\0byol\0\1")
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for room in (*ROOMS, "tools")
+    for path in (ROOT / room).rglob("*.py")
+    if '\nif __name__ == "__main__":' in path.read_text() and path.name != "launch.py"  # whose words are torchrun's
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_ends_with_examples_and_has_no_empty_default(commands, module, capsys):
+    with pytest.raises(SystemExit):
+        import_module(module).main(["--help"])
+    text, colon, examples = capsys.readouterr().out.partition("examples:\n")
+    assert colon
+    assert re.findall(r"\bNone\b|default: *[\[{)]|default: *False", text) == []
+    module = module.removesuffix(".__main__")
+    for line in examples.splitlines():
+        words = shlex.split(line)
+        if words[0] == "make":
+            (words,) = commands(words[1], **dict(word.split("=", 1) for word in words[2:]))
+        assert has(words, f"python -m {module}") or has(
+            words, f"-m tools.launch --standalone --nproc_per_node 8 -m {module}"
+        )
+
+
+SHELL = {"docs", "help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))
@@ -549,5 +647,5 @@ def test_other_targets_set_up_first_unless_the_python_is_the_user_s(tmp_path, pr
 def test_a_missing_python_is_one_line(tmp_path):
     done = make("setup", VENV=tmp_path / "venv", BASE_PYTHON="python3.0")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: python3.0 is not on PATH; install Python 3.11")
+    assert done.stderr.startswith("error: no Python 3.11 to 3.14 with its module venv: python3.0; install one")
     assert not (tmp_path / "venv").exists()

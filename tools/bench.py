@@ -20,7 +20,7 @@ ROOMS = ("pretrain.bench", "transfer.bench", "detection.bench")  # modules that 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every room's benchmarks, one process after another, and write the whole table."""
-    parser = cli.Parser("tools.bench", description=__doc__)
+    parser = cli.Parser("tools.bench", __doc__ or "", "make bench")
     parser.add_argument("--reports", default=Path("reports"), type=cli.path, help="where bench.json goes")
     args = parser.parse_args(argv)
     path = args.reports / "bench.json"

@@ -649,11 +649,15 @@ def state_of_code() -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     names = [stage.name for stage in STAGES]
-    parser = cli.Parser("tools.chaos", description=__doc__)
+    parser = cli.Parser(
+        "tools.chaos", __doc__ or "", "make chaos SEED=0 FAULTS=224\nmake chaos ARGS='--stages knn report'"
+    )
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the faults")
     parser.add_argument("--faults", type=cli.whole("FAULTS", 1), default=224, help="how many, over all stages")
     parser.add_argument("--only", type=cli.whole("--only", 0), help="let this one happen alone, by its number")
-    parser.add_argument("--stages", nargs="+", default=names, choices=names, help="the stages to disturb")
+    parser.add_argument(
+        "--stages", nargs="+", metavar="STAGE", default=names, choices=names, help=f"to disturb: {', '.join(names)}"
+    )
     parser.add_argument("--jobs", type=cli.whole("--jobs", 1), default=os.cpu_count() or 1, help="faults at a time")
     parser.add_argument(
         "--work", type=cli.path, default=Path("runs/chaos"), help="where records of progress and logs go"

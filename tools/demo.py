@@ -3,14 +3,13 @@
 make demo
 """
 
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli
+from tools.stages import peak_memory, run
 
 METHODS = "simsiam simsiam_gsg"
 # Stage, module, arguments. Stages that train or evaluate a checkpoint take METHODS; those that train resume.
@@ -28,39 +27,26 @@ STAGES: tuple[tuple[str, list[str]], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage that is not done yet; print the tables, the times and the page's address at the end."""
-    parser = cli.Parser("tools.demo", description="the whole chain on embedded data")
+    parser = cli.Parser(
+        "tools.demo", "the whole chain on embedded data", "make demo\nmake demo DATA=/tmp/data OVERWRITE=1"
+    )
     parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
     begun = time.monotonic()
     times: list[tuple[str, float]] = []
     for number, (stage, command) in enumerate(STAGES, start=1):
-        print(f"\n--- {number}/{len(STAGES)} {stage}", flush=True)
-        started = time.monotonic()
         overwrite = ["--overwrite"] if args.overwrite and "--resume" in command else []  # the stages that train
-        _run([*command, *overwrite, "--profile", "demo", "--data", str(args.data)])
-        times.append((stage, time.monotonic() - started))
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        words = [*command, *overwrite, "--profile", "demo", "--data", str(args.data)]
+        outcome = run(f"{number}/{len(STAGES)} {stage}", words)
+        if outcome.code:
+            sys.exit(outcome.code)
+        times.append((stage, outcome.seconds))
     print("\nstage          seconds")
     for stage, seconds in times:
         print(f"{stage:<14} {seconds:7.1f}")
-    print(f"{'all':<14} {time.monotonic() - begun:7.1f}   peak memory of one process {peak / 2**30:.1f} GiB")
+    print(f"{'all':<14} {time.monotonic() - begun:7.1f}   {peak_memory()}")
     print(f"\nthe page: {Path('reports/demo/index.html').resolve()}", flush=True)
-
-
-def _run(command: list[str]) -> None:
-    process = subprocess.Popen([sys.executable, "-m", *command])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # Ctrl-C reaches the stage too; let it end first.
-        process.wait()
-        raise
-    if code == cli.INTERRUPTED:
-        raise KeyboardInterrupt
-    if code != 0:
-        sys.exit(code if code > 0 else 128 - code)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def summary(content: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the part that --only names, print the table, and raise UserError if a test or a benchmark failed."""
-    parser = cli.Parser("tools.gpu_check", description=__doc__)
+    parser = cli.Parser("tools.gpu_check", __doc__ or "", "make gpu-check\nmake gpu-check ONLY=tests DEVICE=cpu")
     parser.add_argument("--only", default="all", help=f"{', '.join(PARTS)}, or the id of a benchmark")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses at tiny sizes")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on image recognition data sets: `python -m transfer.run --dataset digits`.
+"""Evaluate checkpoints on image recognition data sets.
 
 Several data sets or checkpoints are a suite, which any number of processes and machines may share by running the same
 command on the same results folder.
@@ -15,18 +15,25 @@ from common.errors import UserError, last_line
 from common.files import sha256_of_file, sha256_of_text
 from common.records import RecordKey
 from common.run import Subject
-from common.sources import SOURCES, NotPublishedError, known, suite
+from common.sources import SOURCES, NotPublishedError, add_folder, known, suite
 from transfer.datasets import load, read_split
 from transfer.job import Transfer
 from transfer.settings import SETTINGS
 from transfer.suite import ANY_SIZE, MODULE, conclude, in_turn, submit
 
+EXAMPLES = """
+make transfer DATASET=digits
+make transfer-all METHOD=all PROFILE=imagenet DATA=/data
+make transfer DATASET='dtd pets' CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet ARGS='--amp bf16'
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line. Raises UserError, after trying all, naming what is missing or failed."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = cli.parser(MODULE, __doc__ or "", reads_checkpoint=True)
+    parser = cli.parser(MODULE, __doc__ or "", EXAMPLES, reads_checkpoint=True)
     parser.add_argument("--dataset", default="all", help="one or several data sets of the profile, or all")
+    parser.add_argument("--data-root", type=cli.path, help="this folder instead: train/ and val/, a folder per class")
     parser.add_argument(
         "--split-file", type=cli.path, help="JSON lists of caltech101's train and test images, to use instead"
     )
@@ -34,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers",
         type=cli.whole("--workers", 0),
-        help="processes that read images (default: the cores, at most 16; for few images none)",
+        help="processes that read images (by default the cores, at most 16; for few images none)",
     )
     parser.add_argument(
         "--launcher", default="none", choices=("none", "slurm"), help="slurm: an array job, a task a run"
@@ -42,7 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sbatch-args", default="", help="more options of sbatch, as one word")
     parser.add_argument("--job", type=int, help="do this one alone, by its number (an array job's tasks)")
     args = parser.parse_args(argv)
-    names = _dataset_list(args.dataset, args.profile)
+    if args.data_root is None:
+        names = _dataset_list(args.dataset, args.profile)
+    else:
+        names = [add_folder(args.data_root, args.profile)]
     if args.split_file is not None:
         _check_split_file(args.split_file, names)
     pairs = [(subject, name) for subject in cli.subjects(args) for name in names]
@@ -123,6 +133,11 @@ def _check_split_file(path: Path, names: list[str]) -> None:
 
 def _dataset_list(text: str, profile: str) -> list[str]:
     words = suite(profile) if text == "all" else text.replace(",", " ").split()
+    for source in (SOURCES[word] for word in words if word in SOURCES and word not in known(profile)):
+        if source.profiles:
+            raise UserError(
+                f"DATASET {source.title} is not in the profile {profile}; add PROFILE={' or '.join(source.profiles)}"
+            )
     check = cli.one_of("DATASET", (*known(profile), "all"))
     return [check(word) for word in words] or [check("")]
 

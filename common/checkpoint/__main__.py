@@ -1,8 +1,4 @@
-"""What a file of weights holds, and anybody's checkpoint made ours.
-
-python -m common.checkpoint inspect FILE
-python -m common.checkpoint import --checkpoint FILE --name LABEL [--key NETWORK]
-"""
+"""What a file of weights holds, and anybody's checkpoint made ours."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,10 +15,21 @@ from common.files import set_aside, sha256_of_file
 from common.names import OVERWRITE
 from common.records import git_state
 
+EXAMPLES = """
+python -m common.checkpoint inspect moco.pth.tar
+make import-checkpoint CHECKPOINT=moco.pth.tar NAME=moco PROFILE=imagenet
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = cli.parser("common.checkpoint", __doc__ or "", reads_checkpoint=True)
+    parser = cli.parser(
+        "common.checkpoint",
+        __doc__ or "",
+        EXAMPLES,
+        reads_checkpoint=True,
+        unused="method data results runs",
+    )
     parser.add_argument("command", choices=("inspect", "import"), help="show a file's contents, or make it ours")
     parser.add_argument("file", nargs="?", type=cli.path, help="the file to inspect")
     parser.add_argument("--overwrite", action="store_true", help="replace an export of the same name")

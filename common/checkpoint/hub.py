@@ -5,7 +5,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import timm
 from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
+from torchvision.models import get_model_weights
 
 from common.checkpoint import save_tensors
 from common.errors import UserError
@@ -39,8 +41,6 @@ def fetch(word: str, folder: Path) -> Path:
 
 
 def _timm(name: str, place: Path) -> Path:
-    import timm
-
     if repository := timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id:
         _check_reachable(repository)
     network = timm.create_model(name, pretrained=True, num_classes=0)
@@ -49,8 +49,6 @@ def _timm(name: str, place: Path) -> Path:
 
 
 def _torchvision(name: str, place: Path) -> Path:
-    from torchvision.models import get_model_weights
-
     weights = get_model_weights(name).DEFAULT
     save_tensors(place, {"state_dict": weights.get_state_dict(progress=False, check_hash=True, weights_only=True)})
     return place

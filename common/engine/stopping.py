@@ -14,7 +14,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from typing_extensions import override
 
 from common.engine.resume import newest_resume_file
-from common.errors import Stopped, UserError
+from common.errors import Diverged, Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal
 
@@ -99,7 +99,7 @@ class FiniteWeights(Hook):
 
     @override
     def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
-        """Raise UserError, so that nothing is saved, if a weight is not finite."""
+        """Raise Diverged, so that nothing is saved, if a weight is not finite."""
         for name, value in checkpoint["state_dict"].items():
             if value.is_floating_point() and not value.isfinite().all():
                 _stop_for_nan(runner, f"{name} is no longer finite after step {runner.iter + 1}")
@@ -108,4 +108,4 @@ class FiniteWeights(Hook):
 def _stop_for_nan(runner: MMEngineRunner, what: str) -> NoReturn:
     good = newest_resume_file(Path(runner.work_dir))
     remedy = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
-    raise UserError(f"{what}; {remedy}; lower the learning rate, or look at the data, and start again")
+    raise Diverged(f"{what}; {remedy}; lower the learning rate, or look at the data, and start again")

@@ -71,7 +71,7 @@ class Finetune:
         annotations do not give it.
         """
         fit_to_arch(self.config, checkpoint.arch)
-        if self.job.key.profile == "demo":
+        if self.job.key.profile == "demo" and self.job.data_root is None:
             ensure_embedded(self.job.folders.data)
         require_layout(self.config, place)
         for dataset in datasets(self.config):
@@ -85,7 +85,7 @@ class Finetune:
         plan = plan_batch(config, *processes(job.launcher), fixed=job.fixed_iterations, workers_per_process=True)
         plan.apply(config)
         said = f"{job.subject.name}: {plan.said}"
-        set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
+        set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher, logger=job.logger)
         self._trained = trained_weights(job)
         if job.again and self._trained is None:
             raise UserError(f"no {job.work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")
@@ -105,7 +105,7 @@ class Finetune:
                 lambda: (self.runner.train_loop.dataloader.dataset, self.runner.test_loop.dataloader.dataset)
             )
         self.runner.train_loop.dataloader.batch_sampler.sizes = self._sizes
-        self._fingerprint = data_fingerprint(job.folders.data, config, *self._sets)
+        self._fingerprint = data_fingerprint(job.data_root or job.folders.data, config, *self._sets)
 
     def train(self) -> None:
         """Train unless there are weights of these settings, and leave weights and config in the work_dir."""

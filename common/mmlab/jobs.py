@@ -1,7 +1,7 @@
 """The runs of detection and segmentation that a command line asks for."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from common.keys import Register
 from common.names import PROFILES
 from common.records import RecordKey
 from common.run import Job
+from common.sources import own_name
 
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
 # What follows from the checkpoint.
@@ -31,6 +32,8 @@ TESTING = ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "tes
 class Finetuning(Job):
     """A run that finetunes a checkpoint on mmdet or mmseg; `again` means to test the weights trained before."""
 
+    layout: str  # the data set whose layout is read
+    data_root: Path | None  # a data set of the user's, instead of one under `folders.data`
     training: str  # SHA-256 of the settings that training reads
     fixed_iterations: bool  # the number of iterations was given, and does not follow the batch
 
@@ -40,15 +43,38 @@ class Finetuning(Job):
         return sha256_of_text(self.training, self.checkpoint_sha256)
 
 
-def parser(module: str, description: str) -> cli.Parser:
+def parser(module: str, description: str, examples: str) -> cli.Parser:
     """Return the parser of a dense task: the common arguments and those of a trainer."""
-    result = cli.parser(module, description, reads_checkpoint=True)
+    result = cli.parser(module, description, examples, reads_checkpoint=True)
     cli.add_config_arguments(result)
     cli.add_scale_arguments(result)
+    result.add_argument("--data-root", type=cli.path, help="a data set of your own, in the layout of --dataset")
+    result.add_argument(
+        "--classes",
+        type=_words,
+        help="the names of its classes, separated by commas, instead of what its files say",
+    )
     result.add_argument(
         "--test-only", action="store_true", help=f"test a finished run again from its {WEIGHTS}; train nothing"
     )
     return result
+
+
+def picture_parser(module: str, description: str, examples: str) -> cli.Parser:
+    """Return the parser of a command that draws what a finished run finds in a folder of images."""
+    result = cli.parser(module, description, examples, unused="data checkpoints results")
+    result.add_argument("--images", required=True, type=cli.path, help="the folder of images, at any depth")
+    result.add_argument("--name", help="the run's label, if it is not a --method's")
+    result.add_argument("--dataset", default="", help="the run's data set, if there are several; voc-frozen, say")
+    result.add_argument("--reports", default="reports", type=cli.path, help="where the pictures go")
+    return result
+
+
+def _words(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words) or len({*words}) < len(words):
+        raise UserError(f"CLASSES is '{text}'; choose names that differ, separated by commas")
+    return words
 
 
 def resolve(
@@ -61,11 +87,13 @@ def resolve(
     variant: str | None,
     options: Mapping[str, Any],
     products: Callable[[Path], Iterable[Path]],
+    use_folder: Callable[[Config, Path, Sequence[str] | None, Path], None],
 ) -> list[Finetuning]:
     """Return the runs of all checkpoints that the arguments ask for.
 
     `options` are the config entries of the `variant`; `products` returns the files that a finished run leaves in its
-    work_dir besides weights and config.
+    work_dir besides weights and config. `use_folder` fits a config to a data set of the user's in the layout of
+    `dataset`, given its folder, its classes if they were named, and where `common.preflight` keeps its results.
     """
     if not (configs / args.profile).is_dir():
         known = ", ".join(profile for profile in PROFILES if (configs / profile).is_dir())
@@ -76,23 +104,34 @@ def resolve(
         register=register,
         set_by_command=BACKBONE,
     )
+    label = dataset
+    if args.data_root is not None:
+        label = own_name(args.data_root)
+        use_folder(config, args.data_root, args.classes, args.runs / "checked")
+    elif args.classes is not None:
+        raise UserError(
+            "CLASSES names the classes of a data set of your own: add DATA_ROOT=folder (--data-root folder)"
+        )
     training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
     settings, training_settings = config_sha256(config), config_sha256(Config(training))
     jobs = []
     for subject in cli.subjects(args):
-        key = RecordKey(args.profile, task, subject.name, dataset, args.seed, variant)
+        key = RecordKey(args.profile, task, subject.name, label, args.seed, variant)
         work_dir = args.runs / args.profile / f"{task}-{key.stem}" / f"{subject.name}-seed{args.seed}"
         jobs.append(
             Finetuning(
                 key=key,
                 subject=subject,
                 settings=settings,
+                layout=dataset,
+                data_root=args.data_root,
                 training=training_settings,
                 folders=cli.folders(args),
-                config=join_data(config, args.data),
+                config=join_data(config, args.data_root or args.data),
                 work_dir=work_dir,
                 products=[work_dir / WEIGHTS, work_dir / CONFIG, *products(work_dir)],
                 launcher=args.launcher,
+                logger=args.logger,
                 resume=args.resume,
                 overwrite=args.overwrite,
                 again=args.test_only,

@@ -169,6 +169,21 @@ def test_a_column_sorts_and_comes_back(page, browser):
     assert browser.errors == []
 
 
+def test_published_rows_stay_below_the_sorted_ones_of_ours(tmp_path, browser):
+    scope = resolved(tmp_path, "--profile=imagenet")
+    for model, value in (("simsiam", 10.0), ("mine", 60.0)):
+        Maker(scope).record(model, "knn", "imagenet", {"top1": value}, profile="imagenet")
+    browser.open(report.build(scope)[0], *SIZES["phone"])
+    rows = "[...document.querySelectorAll('tr')].filter(r => r.checkVisibility()).map(r => r.cells[0].textContent)"
+    before = browser.js(rows)
+    at = before.index("SimSiam")
+    assert before[at : at + 3] == ["SimSiam", "mine", "Published elsewhere, not our runs"]
+    browser.click("table.results th button")
+    assert browser.js(rows) == [*before[:at], "mine", "SimSiam", *before[at + 2 :]]
+    assert browser.js("document.documentElement.scrollWidth") == SIZES["phone"][0]
+    assert browser.errors == []
+
+
 def test_tables_are_copied_as_latex(page, browser):
     browser.open(page)
     browser.js("navigator.clipboard.writeText = async (text) => { window.copied = text; }; 0")

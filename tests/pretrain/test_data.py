@@ -30,7 +30,7 @@ def test_a_test_split_without_a_class_is_refused_and_the_training_split_is_not(v
 
 
 def test_any_data_set_with_one_label_per_image_serves(tmp_path):
-    for name in ("cifar100", "flowers"):
+    for name in ("cifar100", "flowers", "imagenet"):
         with pytest.raises(UserError, match=rf"is missing; run `make data DATASET={name} DATA={tmp_path}`"):
             open_images(name, tmp_path, "test")
     for name in ("voc2007", "coco"):

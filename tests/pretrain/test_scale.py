@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 from argparse import Namespace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import ANY, MagicMock, call
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from common.engine.batch import plan_batch, processes
 from common.engine.processes import _meeting, unwrapped
 from common.engine.runner import Runner
 from common.errors import UserError
-from pretrain import knn, methods, train
+from pretrain import knn, linear, methods, train
 from pretrain.fit import pretrain
 from tests.pretrain.tiny import ROOT, TINY, log, remove_export, run_train, start
 
@@ -529,11 +531,29 @@ def test_an_ablation_trains_under_its_own_name_and_a_senseless_one_is_refused(sp
 
 
 def test_any_image_folder_can_be_pretrained_on(space, capsys):
-    (space / "data").rename(space / "flowers")
-    train.main(["--data-root", "flowers", "--method", "simsiam", "--cfg-options", *TINY[1:]])
-    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "flowers"
-    with pytest.raises(UserError, match="no folder 'train'"):
+    (space / "data").rename(space / "blossoms")
+    train.main(["--data-root", "blossoms", "--method", "simsiam", "--cfg-options", *TINY[1:]])
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "blossoms"
+    with pytest.raises(UserError, match=r"^--data-root elsewhere \(DATA_ROOT\) is not a folder; correct it$"):
         train.main(["--data-root", "elsewhere", "--method", "simsiam", "--cfg-options", *TINY[1:]])
+
+
+@pytest.mark.parametrize("layout", [".", "train", "2026/may"])
+def test_a_tree_of_images_without_classes_can_be_pretrained_on(space, layout):
+    folder = space / "photos" / layout
+    folder.mkdir(parents=True)
+    for number, path in enumerate((space / "data/train").rglob("*.png")):
+        path.rename(folder / f"{number}.png")
+    (space / "photos/val").mkdir()
+    train.main(["--data-root", "photos", "--method", "simsiam", "--cfg-options", *TINY[1:-1]])
+    assert load_checkpoint(space / "checkpoints/demo/simsiam.pth").meta["dataset"] == "photos"
+    lines = log(space)
+    assert lines[-1]["step"] == 6
+    assert all("knn" not in line for line in lines)
+    with pytest.raises(
+        UserError, match="has no folder 'train'" if layout != "train" else "no class folders with images"
+    ):
+        linear.main(["--data-root", "photos", "--method", "simsiam"])
 
 
 def test_without_a_test_folder_there_is_no_knn(space):
@@ -566,3 +586,33 @@ def test_tensorboard_gets_what_the_log_says(space):
     assert {"train/loss", "train/lr", "train/std", "train/images_per_s"} <= set(read.Tags()["scalars"])
     losses = {event.step: event.value for event in read.Scalars("train/loss")}
     assert losses == {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in log(space)}
+
+
+@pytest.mark.parametrize(
+    ("logger", "opened", "logged", "closed"),
+    [
+        ("wandb", call.init(project="gsg", name="demo/pretrain/simsiam", dir=ANY), "log", call.join()),
+        ("mlflow", call.set_tag("mlflow.runName", "demo/pretrain/simsiam"), "log_metrics", call.end_run()),
+    ],
+)
+def test_another_logger_gets_what_the_log_says(space, monkeypatch, logger, opened, logged, closed):
+    package = MagicMock(__spec__=ModuleSpec(logger, None))
+    package.get_tracking_uri.return_value = "sqlite:///mlflow.db"
+    monkeypatch.setitem(sys.modules, logger, package)
+    run_train("--logger", logger)
+    assert opened in package.mock_calls
+    assert not package.run.log_code.called
+    lines = [entry.args[0] for entry in getattr(package, logged).call_args_list]
+    assert [line["train/loss"] for line in lines] == [pytest.approx(line["loss"]) for line in log(space)]
+    assert package.mock_calls[-1] == closed
+    assert list((space / "runs").rglob("events.out.tfevents*"))  # TensorBoard's, as ever
+    run_train("--logger", logger)  # a logger is not part of the settings: the export stands
+    assert package.mock_calls[-1] == closed
+
+
+def test_a_logger_that_is_not_installed_is_named(space, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for word, says in (("wandb", "LOGGER=wandb needs the package wandb"), ("comet", "unknown LOGGER 'comet'; known:")):
+        with pytest.raises(UserError, match=says):
+            run_train("--logger", word)
+    assert not (space / "runs").exists()

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from common.checkpoint import load_checkpoint
 from common.engine.progress import Progress
 from common.errors import UserError
 from pretrain import knn, linear, train
+from tests.layouts import cifar10_binary
 from tests.pretrain.tiny import ROOT, log, outcome, remove_export, run_train
 
 
@@ -60,14 +60,7 @@ def test_the_runner_starts_from_the_weights_that_were_built(space, zero, monkeyp
 
 def test_the_papers_cifar10_settings_run_on_a_stand_in_in_the_official_binary_layout(space):
     """Networks, views, kNN and all; only the batch and the epochs are smaller."""
-    folder = space / "data" / "cifar-10-batches-bin"
-    folder.mkdir()
-    (folder / "batches.meta.txt").write_text("".join(f"class{k}\n" for k in range(10)))
-    rng = np.random.default_rng(0)
-    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
-        labels = np.arange(8, dtype=np.uint8)[:, None] % 10
-        records = np.concatenate([labels, rng.integers(0, 256, (8, 3072), dtype=np.uint8)], axis=1)
-        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    cifar10_binary(space / "data")
     options = ["train_dataloader.batch_size=8", "train_cfg.max_epochs=1", "train_dataloader.num_workers=0"]
     knn_workers = "evaluation.workers=0"
     train.main(["--profile", "cifar10", "--method", "simsiam_gsg", "--cfg-options", *options, knn_workers])

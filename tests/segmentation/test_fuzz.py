@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from segmentation.labels import Labels
 from segmentation.preflight import check_pair
 from tests.fuzzing import fuzz
 
@@ -12,4 +13,4 @@ from tests.fuzzing import fuzz
 def test_class_maps_and_their_images(small_ade20k: Path, damaged: int) -> None:
     root = small_ade20k / "ADEChallengeData2016"
     pair = (root / "images/training/ADE_train_00000001.jpg", root / "annotations/training/ADE_train_00000001.png")
-    fuzz(pair[damaged], lambda: check_pair(pair, 150), 60, named=Path("ADE_train_00000001"))
+    fuzz(pair[damaged], lambda: check_pair(pair, Labels(range(1, 151), 0)), 60, named=Path("ADE_train_00000001"))

@@ -57,6 +57,7 @@ class Cluster:
     """The commands of a Slurm that is up, and make beside it."""
 
     def __init__(self, folder):
+        self.folder = folder
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MAKE", "MFLAGS"))}
         self.environment |= {"SLURM_CONF": f"{folder}/slurm.conf", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -71,11 +72,33 @@ class Cluster:
         return re.search(r"JobState=(\w+)", self.call("scontrol", "show", "job", job))[1]
 
     def make(self, target, **variables):
-        """Start `make` with this Python on the cluster."""
+        """Start `make` with this Python on the cluster, and return a Run."""
         words = [f"{name}={value}" for name, value in variables.items()]
-        command = ["make", "-C", ROOT, "--no-print-directory", target, "LAUNCHER=slurm", f"PYTHON={sys.executable}"]
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*command, *words], env=self.environment, stdout=pipe, stderr=pipe, text=True)
+        return Run(
+            ["make", "-C", ROOT, "--no-print-directory", target, "LAUNCHER=slurm", f"PYTHON={sys.executable}", *words],
+            self.environment,
+            Path(tempfile.mkdtemp(dir=self.folder)),
+        )
+
+
+class Run:
+    """A command that goes on beside the tests. It prints into files, since a pipe that nobody reads would stop it."""
+
+    def __init__(self, command, environment, folder):
+        self.files = folder / "stdout", folder / "stderr"
+        with ExitStack() as stack:
+            stdout, stderr = (stack.enter_context(file.open("wb")) for file in self.files)
+            self.process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
+
+    def ended(self):
+        """Wait; return the exit code and what was printed on stdout and on stderr."""
+        code = self.process.wait(timeout=120)
+        return code, *map(text, self.files)
+
+
+def text(file):
+    """Return what a file holds; where stdout and stderr share it, one may have cut a character of the other in two."""
+    return file.read_text(errors="replace")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, save_checkpoint
 from common.records import read_records
 from tests.pretrain.tiny import ROOT, TINY, outcome, start, write_images
+from tests.slurm.conftest import text
 from tests.transfer import small
 
 pytestmark = pytest.mark.slurm
@@ -30,11 +31,6 @@ def tiny(data, folder, **options):
     words = ["--runs", folder / "runs", "--checkpoints", folder / "checkpoints", "--results", folder / "results"]
     config = [*TINY, *(f"{name}={value}" for name, value in options.items())]
     return {"METHOD": "simsiam", "DATA": data, "ARGS": shlex.join(map(str, [*words, "--cfg-options", *config]))}
-
-
-def ended(process):
-    said, errors = process.communicate(timeout=120)
-    return process.returncode, said, errors
 
 
 def logged(folder):
@@ -63,7 +59,7 @@ def test_two_jobs_of_two_processes_share_a_node(cluster, data, tmp_path):
     folders = [tmp_path / name for name in "ab"]
     jobs = [cluster.make("pretrain", GPUS=2, **tiny(data, folder)) for folder in folders]
     for folder, job in zip(folders, jobs, strict=True):
-        code, said, errors = ended(job)
+        code, said, errors = job.ended()
         assert code == 0, errors
         assert "batch 4 = 2 x 1 x 2" in said
         assert said.count("[pretrain.train]") == 1
@@ -99,18 +95,21 @@ def test_a_job_that_a_signal_stopped_resumes_when_requeued_to_the_same_bits(clus
     wait_for(lambda: len(logged(folder)) > 5)
     cluster.call("scancel", "--signal=USR1", f"{job}.0")  # as the README says
     wait_for(lambda: cluster.state(job) == "FAILED")
-    assert re.search("stopped by SIGUSR1 after step [0-9]+, which is saved; ", output.read_text())
+    assert re.search("stopped by SIGUSR1 after step [0-9]+, which is saved; ", text(output))
     cluster.call("scontrol", "requeue", job)
     wait_for(lambda: cluster.state(job) == "PENDING")
-    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # else it waits for two minutes
-    wait_for(lambda: cluster.state(job) == "COMPLETED", 240)
-    assert ended(undisturbed)[0] == 0
+    # Else it waits for two minutes; at once would be too early, since slurmd still refuses the job that has just ended.
+    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+    wait_for(lambda: cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert cluster.state(job) == "COMPLETED", cluster.call("scontrol", "show", "job", job)
+    undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0
     assert outcome(folder, "simsiam") == outcome(alone, "simsiam")
 
 
 def test_an_array_does_every_job_of_a_suite(array):
-    folder, process = array
-    code, said, errors = ended(process)
+    folder, run = array
+    code, said, errors = run.ended()
     assert code == 0, errors
     assert re.search(r"^Submitted batch job \d+$", said, re.M)
     assert [record["dataset"] for record in read_records(folder / "results", "imagenet")[0]] == ["dtd", "pets"]
@@ -118,8 +117,8 @@ def test_an_array_does_every_job_of_a_suite(array):
 
 
 def test_a_run_is_saved_before_its_time_limit(limited):
-    folder, process = limited
-    code, _, errors = ended(process)
+    folder, run = limited
+    code, _, errors = run.ended()
     assert (code, f"Error {128 + signal.SIGUSR1}" in errors) == (2, True), errors  # 2 is make's
     stopped = re.search(r"stopped by SIGUSR1 after step (\d+), which is saved; ", errors)
     assert stopped, errors

@@ -61,14 +61,21 @@ def test_a_stage_that_was_interrupted_interrupts_the_demo(stage, tmp_path, monke
     assert not (tmp_path / "second.txt").exists()
 
 
-def test_ctrl_c_ends_the_stage_first_and_then_the_demo_with_130(stage, tmp_path):
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_signal_ends_the_stage_first_and_then_the_demo_with_its_code(stage, tmp_path, number, send):
+    """Ctrl-C reaches the whole group, as a terminal sends it; a scheduler's SIGTERM the driver alone."""
     slow = stage(
         "slow",
         """
-        import time
+        import signal, time
         from common import cli
+        from common.errors import Stopped
+
+        def stop(number, frame):
+            raise Stopped(number, "stopped")
 
         def main():
+            signal.signal(signal.SIGTERM, stop)
             try:
                 print("ready", flush=True)
                 time.sleep(60)
@@ -80,7 +87,6 @@ def test_ctrl_c_ends_the_stage_first_and_then_the_demo_with_130(stage, tmp_path)
     )
     stages = f"{slow!r}, {stage('second')!r}"
     script = f"from common import cli\nfrom tools import demo\ndemo.STAGES = ({stages})\ncli.run(lambda: demo.main([]))"
-    # A group of its own, which gets the signal whole, as a terminal's foreground group does.
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -91,9 +97,9 @@ def test_ctrl_c_ends_the_stage_first_and_then_the_demo_with_130(stage, tmp_path)
     )
     while process.stdout.readline() != "ready\n":
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
+    send(process.pid, number)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in error
     assert (tmp_path / "slow.saved").exists()
     assert not (tmp_path / "second.txt").exists()

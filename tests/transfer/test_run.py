@@ -79,6 +79,24 @@ def test_a_run_leaves_its_record_and_is_not_repeated(house, small, tmp_path, cap
     assert path.stat().st_mtime_ns == written
 
 
+def test_a_folder_of_the_users_is_a_data_set_under_its_name(house, tmp_path):
+    for split, count in (("train", 10), ("val", 4)):
+        for label, word in enumerate(("dark", "light")):
+            for k in range(count):
+                small_copies.picture(tmp_path / "shades" / split / word / f"{k}.png", label, k)
+    run.main(command(house, tmp_path, "--data-root", str(tmp_path / "shades")))
+    [record], _ = read_records(tmp_path, "demo")
+    assert (record["dataset"], record["variant"]) == ("shades", None)
+    wanted = {"n_train": 16, "n_val": 4, "n_test": 8, "classes": 2, "image_size": 32}
+    assert record["protocol"].items() >= {**wanted, "splits": "folders train, val; val: 20 % of train"}.items()
+    (tmp_path / "shades" / "val" / "light").rename(tmp_path / "shades" / "val" / "bright")
+    with pytest.raises(UserError, match=r"the class folders of .* differ: only .*train has light"):
+        run.main(command(house, tmp_path / "other", "--data-root", str(tmp_path / "shades")))
+    (tmp_path / "shades").rename(tmp_path / "digits")
+    with pytest.raises(UserError, match="is named like the data set digits; rename it"):
+        run.main(command(house, tmp_path, "--data-root", str(tmp_path / "digits")))
+
+
 def test_one_failure_leaves_the_others_records(house, small, tmp_path, monkeypatch, capsys):
     def broken(data, split):
         raise UserError("data set folder gone is missing")
@@ -96,10 +114,10 @@ def test_one_failure_leaves_the_others_records(house, small, tmp_path, monkeypat
 def test_user_errors(house, tmp_path):
     with pytest.raises(UserError, match=r"unknown DATASET 'dtdd'; known: digits, scenes, all"):
         run.main(command(house, tmp_path, "--dataset", "dtdd"))
-    with pytest.raises(
-        UserError, match=r"unknown DATASET 'digits'; known: aircraft, caltech101, caltech101-sst, .*, all"
-    ):
+    with pytest.raises(UserError, match=r"^DATASET Digits is not in the profile imagenet; add PROFILE=demo$"):
         run.main(command(house, tmp_path, "--dataset", "digits", "--profile", "imagenet"))
+    with pytest.raises(UserError, match=r"^DATASET DTD is not in the profile demo; add PROFILE=cifar10 or imagenet$"):
+        run.main(command(house, tmp_path, "--dataset", "digits dtd"))
     with pytest.raises(UserError, match=r"simsiam\.pth is missing; make it with `make pretrain"):
         run.main(command(house, tmp_path, "--dataset", "digits", "--method", "simsiam"))
     assert not list(tmp_path.rglob("*.json"))
