@@ -108,7 +108,8 @@ def load_checkpoint(
     content, tensors = read_tensors(path, make_it)
     meta = content.get("meta") if isinstance(content, dict) else None
     sha256 = sha256 or sha256_of_network(path, key)
-    if key is None and tensors and isinstance(meta, dict) and isinstance(meta.get("arch"), str):
+    ours = key is None and len(tensors) > 0
+    if ours and isinstance(meta, dict) and "schema" in meta and isinstance(meta.get("arch"), str):
         own = {name.removeprefix("state_dict."): tensor for name, tensor in tensors.items()}
         found = Checkpoint(path, sha256, own, meta)
         _check_fit(path, own, found.arch)

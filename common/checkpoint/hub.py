@@ -9,7 +9,7 @@ import timm
 from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 from torchvision.models import get_model_weights
 
-from common.checkpoint import save_tensors
+from common.checkpoint import SCHEMA, save_tensors
 from common.errors import UserError
 from common.files import alone
 
@@ -44,7 +44,8 @@ def _timm(name: str, place: Path) -> Path:
     if repository := timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id:
         _check_reachable(repository)
     network = timm.create_model(name, pretrained=True, num_classes=0)
-    save_tensors(place, {"state_dict": network.state_dict(), "meta": {"arch": name.partition(".")[0], "name": name}})
+    meta = {"schema": SCHEMA, "arch": name.partition(".")[0], "name": name}
+    save_tensors(place, {"state_dict": network.state_dict(), "meta": meta})
     return place
 
 

@@ -371,6 +371,12 @@ def test_a_run_of_ours_names_its_network(tmp_path, arch):
     assert same_features(networks[0], tmp_path / "a.pth").prefix == "state_dict.backbone."
 
 
+def test_metadata_of_others_is_not_taken_for_ours(tmp_path):
+    network = resnet()
+    torch.save({"meta": {"arch": "vit"}, "state_dict": module(network).state_dict()}, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").prefix == "state_dict.module."
+
+
 def test_timm_s_architecture_decides_between_equal_shapes(tmp_path):
     network = timm.create_model("resnetblur18", num_classes=0)
     for arch in ("resnetblur18", "resnet19", "seresnet18"):
