@@ -100,12 +100,12 @@ def web_address(url: str) -> str:
     return f"https://{found[1] or found[2]}/{found[3].removesuffix('.git').rstrip('/')}" if found else ""
 
 
-def answers(folder: Path = STUDY) -> tuple[list[Answers], list[str]]:
-    """Return what the study in `folder` answered, at each scale that has runs, and a line for each damaged record."""
+def answers() -> tuple[list[Answers], list[str]]:
+    """Return what the checkout's study answered, at each scale that has runs, and a line for each damaged record."""
     found, problems = [], []
     for scale, settings in study.SCALES.items():
         try:
-            runs = study.read(folder / "records", scale)
+            runs = study.read(STUDY / "records", scale)
         except UserError as error:
             problems.append(str(error))
             continue
