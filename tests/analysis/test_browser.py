@@ -153,7 +153,8 @@ def test_a_table_that_is_too_wide_says_so_and_long_names_wrap(page, browser):
     cue = (
         "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility()).map(e => "
         "[e.scrollWidth > e.clientWidth + 2, getComputedStyle(e).maskImage !== 'none', "
-        "getComputedStyle(e.nextElementSibling || e, '::before').content.includes('Scroll sideways')])"
+        "[[e.nextElementSibling, '::before'], [e.previousElementSibling, '::after']].filter("
+        "([at, where]) => at && /scroll sideways/i.test(getComputedStyle(at, where).content)).length == 1])"
     )
     settled = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
     browser.open(page, *SIZES["phone"])
