@@ -31,7 +31,7 @@ def markdown(table: Table) -> str:
         for line in (lines[0], rule, *lines[1:])
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
-    under = [f"\n{_md(_sentence(table))}\n"] if table.remarks else []
+    under = [f"\n{_md(said)}\n"] if (said := sentence(table)) else []
     under += [f"\n<sup>{mark(k)}</sup> {_md(note)}\n" for k, note in enumerate(table.notes)]
     return f"### {table.title}\n\n{body}{''.join(under)}"
 
@@ -41,7 +41,7 @@ def latex(table: Table) -> str:
 
     Many columns are split into blocks below each other, and a block that is too wide shrinks to the text's width.
     """
-    under = [tex(_sentence(table))] if table.remarks else []
+    under = [tex(said)] if (said := sentence(table)) else []
     under += [rf"\textsuperscript{{{mark(k)}}} {tex(note)}." for k, note in enumerate(table.notes)]
     blocks = [_block(table, columns) for columns in _blocks(table)]
     return "\n".join(
@@ -93,6 +93,12 @@ def mark(k: int) -> str:
 def marks(table: Table, cell: Cell) -> str:
     """Return the marks of a cell's notes, separated by commas."""
     return ",".join(mark(table.notes.index(note)) for note in cell.notes)
+
+
+def sentence(table: Table) -> str:
+    """Return what explains the table's marks, as one sentence; "" if it has none."""
+    text = "; ".join(table.remarks)
+    return text and f"{text[0].upper()}{text[1:]}."
 
 
 def tex(text: str) -> str:
@@ -186,11 +192,6 @@ def _row(table: Table, row: Row, escape: Callable[[str], str], best: str, tied: 
 def _values(cell: Cell) -> list[object]:
     shown = (cell.text if cell.mean is None else cell.mean, cell.std, cell.n or None, cell.p)
     return [*("" if value is None else value for value in shown), "; ".join(cell.notes)]
-
-
-def _sentence(table: Table) -> str:
-    text = "; ".join(table.remarks)
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _md(text: str) -> str:

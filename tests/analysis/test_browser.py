@@ -142,8 +142,8 @@ def test_no_label_of_a_chart_covers_or_touches_another(page, browser, size):
     covered = browser.js(
         "[...document.querySelectorAll('.chart svg')].flatMap(svg => {"
         "const all = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);"
-        "return all.flatMap(([a, p], k) => all.slice(0, k).filter(([b, q]) => p.left < q.right + 5 &&"
-        " q.left < p.right + 5 && p.top < q.bottom - 1 && q.top < p.bottom - 1).map(([b]) => `${a} and ${b}`)); })"
+        "return all.flatMap(([a, p], k) => all.slice(0, k).filter(([b, q]) => p.left < q.right + 5"
+        " && q.left < p.right + 5 && p.top < q.bottom - 1 && q.top < p.bottom - 1).map(([b]) => `${a} and ${b}`)); })"
     )
     assert covered == []
     assert browser.js("document.querySelectorAll('.chart svg text').length") > 50
@@ -328,6 +328,7 @@ def test_print_shows_the_tables_and_every_picture(page, browser):
     try:
         assert browser.js("document.querySelector('.compare .grid').checkVisibility()")
         assert not browser.js("document.querySelector('nav').checkVisibility()")
+        assert browser.js("[...document.querySelectorAll('th button')].every(e => e.checkVisibility())")  # metrics
         assert not browser.js("document.querySelector('.stage').checkVisibility()")
         assert browser.js(
             "[...document.querySelectorAll('.scroll')].every(e => getComputedStyle(e).maskImage === 'none')"
