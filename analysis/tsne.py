@@ -23,7 +23,7 @@ from common.images import LabelledImages
 
 EXAMPLES = """
 make tsne
-make tsne CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make tsne CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/birds
 make tsne DATASET=cifar100 PROFILE=cifar10 ARGS='--perplexity 50'
 """
 GRID = 4095  # the page's coordinates are whole numbers from 0 to this

@@ -635,9 +635,10 @@ def test_a_second_setup_does_nothing(tmp_path):
 
 
 def test_setup_keeps_the_kind_of_torch_unless_told_another(tmp_path):
-    stamp = tmp_path / ".complete"
+    uv, stamp = tmp_path / "uv", tmp_path / ".complete"
+    uv.touch(0o755)  # without one on PATH, there would be one to make
     stamp.write_text("cpu\n")
-    assert make("-q", "setup", VENV=tmp_path).returncode == 0
+    assert make("-q", "setup", path=tmp_path, VENV=tmp_path).returncode == 0
     afresh = make("-n", "setup", VENV=tmp_path, TORCH="cuda").stdout
     assert afresh.startswith("false || ")  # whatever the environment holds, another is made
     assert "--torch-backend" not in afresh
