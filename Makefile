@@ -22,7 +22,7 @@ METHOD_GIVEN := $(filter command environment,$(origin METHOD))
 # What a user sets may hold any character: neither make nor the shell may take a part of it for a command. Make reads
 # it unexpanded (`value`); recipes read it from the environment, in double quotes.
 USERS := PROFILE METHOD SEED GPUS LAUNCHER DATA NODES ARGS VENV BASE_PYTHON PYTHON HEAD SRUN_ARGS DATASET DATA_ROOT \
-	TORCH CLASSES IMAGES CHECKPOINT NAME KEY FORMAT RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
+	TORCH CLASSES IMAGES CHECKPOINT NAME KEY FORMAT LOGGER RESUME OVERWRITE FROZEN ONLY DEVICE FAULTS SCALE BUDGET
 # Systems set variables of these names for purposes of their own: ours are those of the command line.
 $(foreach name,NAME CHECKPOINT KEY,$(if $(filter environment,$(origin $(name))),$(eval override $(name) :=)))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -64,7 +64,7 @@ endif
 
 COMMON  = --profile "$$PROFILE" --seed "$$SEED" --data "$$DATA"
 METHODS = --method "$$METHOD"
-RESUMED = $(if $(filter-out 0,$(RESUME)),--resume) $(REPLACE)
+RESUMED = $(if $(filter-out 0,$(RESUME)),--resume) $(REPLACE) $(if $(LOGGER),--logger "$$LOGGER")
 REPLACE = $(if $(filter-out 0,$(OVERWRITE)),--overwrite)
 FREEZE  = $(if $(filter-out 0,$(FROZEN)),--frozen)
 THEIRS  = $(if $(CHECKPOINT),--checkpoint "$$CHECKPOINT") $(if $(NAME),--name "$$NAME") $(if $(KEY),--key "$$KEY")
@@ -97,7 +97,7 @@ help: ## list every target
 	@echo "  METHOD=<method>-<ablation> varies one: farthest, random, shared_views, no_predictor, batch64 ... batch1024"
 	@echo "  TORCH=cuda|cpu  BASE_PYTHON=path  VENV=.venv  PYTHON=a Python of yours that has the packages"
 	@echo "  GPUS=0|1|8...  NODES=1  HEAD=host:port  LAUNCHER=none|torchrun|slurm  SRUN_ARGS='...'"
-	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1"
+	@echo "  DATASET=dtd  DATA_ROOT=folder CLASSES=a,b  RESUME=1  OVERWRITE=1  FROZEN=1  LOGGER=wandb|mlflow"
 	@echo "  CHECKPOINT=path NAME=label KEY=network  ARGS='...'"
 
 setup: $(VENV)/.complete ## make .venv with the locked requirements and this project; TORCH=cpu|cuda BASE_PYTHON=path
@@ -150,7 +150,7 @@ demo: $(SETUP) ## the whole chain on embedded data, CPU, no download; ends with 
 	@"$$PYTHON" -m tools.demo --data "$$DATA" $(REPLACE) $(MORE)
 
 evaluate: $(SETUP) ## every benchmark that the data allow, for CHECKPOINT NAME or METHOD; ends with a table and the page
-	@"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
+	@$(if $(filter-out none,$(LAUNCHER))$(filter-out 1,$(NODES)),$(error evaluate runs on one machine; leave LAUNCHER and NODES out))"$$PYTHON" -m tools.evaluate $(COMMON) $(SUBJECT) $(OWN) $(NAMED) $(REPLACE) --gpus "$$GPUS" $(if $(ONLY),--only "$$ONLY") $(MORE)
 
 data: $(SETUP) ## download and verify DATASET under DATA, or say what to place where; without DATASET, make the demo's data
 	@"$$PYTHON" -m common.download $(COMMON) --dataset "$$DATASET" $(MORE)
@@ -233,6 +233,10 @@ study: $(SETUP) ## add runs to the study on CIFAR-10; SCALE=cpu|gpu BUDGET=90m O
 study-report: $(SETUP) ## write study/README.md and its figures from study/records
 	@"$$PYTHON" -m analysis.study $(MORE)
 
+docs: $(SETUP) ## the documentation's site -> site/index.html
+	@NO_MKDOCS_2_WARNING=1 "$$PYTHON" -m mkdocs build --strict --quiet $(MORE)
+	@echo "the site: $(CURDIR)/site/index.html"
+
 test: $(SETUP) ## linter, formatter, type checker and the fast tests
 	@"$$PYTHON" -m ruff check .
 	@"$$PYTHON" -m ruff format --check .
@@ -255,4 +259,4 @@ clean-cache: ## list and remove the cached features of all runs; whoever needs t
 
 .PHONY: help setup lock doctor demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
 	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \
-	report bench gpu-check chaos study study-report test test-all clean clean-cache
+	report bench gpu-check chaos study study-report docs test test-all clean clean-cache

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from string import ascii_lowercase
 
+from analysis.statistics import resolution
 from analysis.table import HOLE, Cell, Row, Table, head_groups, number
 
 BLOCK = 7  # columns of a LaTeX table side by side
@@ -19,6 +20,7 @@ def markdown(table: Table) -> str:
         if section.title:
             lines.append([f"*{section.title}*", *("" for _ in table.columns)])
         lines += [_row(table, row, _md, "**{}**", "_{}_", "<sup>{}</sup>") for group in section.groups for row in group]
+    lines += [[f"*{head}*", *map(_md, texts)] for head, texts in resolution(table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (width - 1) + (":" if k else "-") for k, width in enumerate(widths)]
     padded = [
@@ -152,6 +154,9 @@ def _block(table: Table, columns: list[int]) -> str:
             for row in rows:
                 cells = _row(table, row, tex, r"\textbf{{{}}}", r"\underline{{{}}}", r"\textsuperscript{{{}}}")
                 body.append(" & ".join([cells[0], *(cells[1 + k] for k in columns)]) + r" \\")
+    for k, (head, texts) in enumerate(resolution(table)):
+        body += [] if k else [r"\midrule"]
+        body.append(" & ".join([rf"\textit{{{head}}}", *(tex(texts[k]) for k in columns)]) + r" \\")
     return "\n".join(
         [
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import importlib.util
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
-from common.names import ABLATIONS, METHODS, PROFILES, checkpoint_name
+from common.names import ABLATIONS, LOGGERS, METHODS, PROFILES, checkpoint_name
 from common.run import Folders, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
@@ -91,6 +92,14 @@ def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int
         return number
 
     return check
+
+
+def logger(word: str) -> str:
+    """Parse LOGGER; raise UserError unless its package is installed."""
+    one_of("LOGGER", LOGGERS)(word)
+    if importlib.util.find_spec(word) is None:
+        raise UserError(f"LOGGER={word} needs the package {word}: pip install {word} in this environment")
+    return word
 
 
 def share(name: str) -> Callable[[str], float]:
@@ -297,6 +306,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run or a result of other settings")
     parser.add_argument("--launcher", default="none", choices=("none", "pytorch", "slurm"), help="how processes start")
+    parser.add_argument("--logger", type=logger, metavar="wandb|mlflow", help="log there, too, besides TensorBoard")
 
 
 def add_options_argument(parser: argparse.ArgumentParser) -> None:

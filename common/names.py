@@ -4,6 +4,8 @@ PROFILES = ("demo", "cifar10", "imagenet")
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
 
+LOGGERS = ("wandb", "mlflow")  # beside TensorBoard; the names of their packages, too
+
 # Variations of a method, as in METHOD=simsiam_gsg-batch64; each is a file of pretrain/configs/ablation/.
 ABLATIONS = (
     *("farthest", "random", "shared_views", "no_predictor", "chosen_only"),

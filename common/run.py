@@ -73,6 +73,7 @@ class Job:
     work_dir: Path = Path()
     products: Sequence[Path] = ()
     launcher: str = "none"
+    logger: str | None = None  # of common.names.LOGGERS
     resume: bool = False
     overwrite: bool = True
     again: bool = False  # even if its record is there

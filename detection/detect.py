@@ -24,18 +24,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="leave out boxes of a lower score; networks give none below 0.05",
     )
     args = parser.parse_args(argv)
-    cli.announce("detection.detect", args, runs=args.runs, images=args.images)
+    cli.announce("detection.detect", args, runs=args.runs, images=args.images, reports=args.reports)
     register()
     from common.mmlab import predict
 
-    def show(path: Path, sample: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def show(network: predict.Network, path: Path, sample: Any) -> predict.Shown:
         return picture(path, sample, network.classes, args.score_threshold)
 
     names = [args.name] if args.name else args.method
-    for work_dir in predict.runs(args.runs / args.profile, "detection", names, args.seed, args.dataset):
-        network = predict.Network(work_dir)
-        out = args.out or Path("reports", args.profile, work_dir.parent.name)
-        predict.draw(network, args.images, out / work_dir.name, show)
+    work_dirs = list(predict.runs(args.runs / args.profile, "detection", names, args.seed, args.dataset))
+    predict.draw(work_dirs, args.images, args.reports / args.profile, show)
 
 
 def picture(path: Path, sample: Any, classes: Sequence[str], threshold: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -91,7 +91,7 @@ def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None =
     plan.apply(config)
     if config.train_dataloader.batch_size < least:
         raise UserError(f"config: batch normalisation needs at least {least} images per process; raise the batch size")
-    set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
+    set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher, logger=job.logger)
     runner = build_runner(config, settings=settings, backbone=backbone, resume=job.resume, overwrite=job.overwrite)
     if runner.rank == 0:
         print(f"{job.work_dir.name}: {plan.said}", flush=True)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=config,
             work_dir=args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed),
             launcher=args.launcher,
+            logger=args.logger,
             resume=args.resume,
             overwrite=args.overwrite,
         )

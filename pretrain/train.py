@@ -86,6 +86,7 @@ def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
         config=config,
         work_dir=args.runs / args.profile / "pretrain" / checkpoint_name(subject.name, args.seed),
         launcher=args.launcher,
+        logger=args.logger,
         resume=args.resume,
         overwrite=args.overwrite,
     )

@@ -22,18 +22,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--opacity", default=0.6, type=cli.share("--opacity"), help="of the classes' colours over the image, 0 to 1"
     )
     args = parser.parse_args(argv)
-    cli.announce("segmentation.segment", args, runs=args.runs, images=args.images)
+    cli.announce("segmentation.segment", args, runs=args.runs, images=args.images, reports=args.reports)
     register()
     from common.mmlab import predict
 
-    def show(path: Path, sample: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def show(network: predict.Network, path: Path, sample: Any) -> predict.Shown:
         return picture(path, sample, network.classes, network.palette or [], args.opacity)
 
     names = [args.name] if args.name else args.method
-    for work_dir in predict.runs(args.runs / args.profile, "segmentation", names, args.seed, args.dataset):
-        network = predict.Network(work_dir)
-        out = args.out or Path("reports", args.profile, work_dir.parent.name)
-        predict.draw(network, args.images, out / work_dir.name, show)
+    work_dirs = list(predict.runs(args.runs / args.profile, "segmentation", names, args.seed, args.dataset))
+    predict.draw(work_dirs, args.images, args.reports / args.profile, show)
 
 
 def picture(

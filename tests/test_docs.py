@@ -1,14 +1,23 @@
 """The pages that people read: cited sections exist, links lead somewhere, examples run, `make` targets are real."""
 
+import argparse
 import ast
-import importlib
+import importlib.util
 import io
+import itertools
 import json
 import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,6 +27,7 @@ from PIL import Image
 from common.errors import UserError
 from common.sources import SOURCES
 from pretrain import register
+from tests import test_repository as repository
 from transfer import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,6 +201,39 @@ def test_sections_links_and_files_that_a_page_names_exist(page):
     assert [name for name in named if name not in made and not (ROOT / name).is_file()] == []
 
 
+# ---- the README ----
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_and_its_picture_low():
+    assert len(README.encode()) <= 6000
+    (picture,) = re.findall(r"!\[[^]]*]\(([^)]+)\)", README)
+    assert Image.open(ROOT / picture).height < 600
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    import torch
+    import torch.nn.functional as F
+
+    from common.backbones import build_backbone
+    from pretrain.gsg import Views, gsg_loss
+
+    use, loss = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_backbone("resnet50").state_dict(), "resnet50.pth")
+    names = {"torch": torch, "F": F, "images": torch.randn(2, 3, 64, 64)}
+    exec(use, names)
+    assert (names["features"].shape, names["features"].dtype) == ((2, 2048), torch.float32)
+    exec(loss, names)
+    p, z, q, r = torch.randn(4, 64, 2, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    short = names["gsg_loss"](p, z, q, r)
+    whole = gsg_loss(*(Views(*b.unbind(1), *a.unbind(1)) for a, b in ((p, z), (q, r))))
+    torch.testing.assert_close(short, whole)
+    for a, b in zip(*(torch.autograd.grad(value, (p, q)) for value in (short, whole)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
@@ -199,6 +242,112 @@ def test_make_targets_that_a_page_names_exist(page):
     code = re.findall(r"```sh\n(.*?)```|`(make [^`]*)`", page.read_text(encoding="utf-8"), re.S)
     named = re.findall(r"(?:^|&& )make ([a-z][a-z0-9-]*)", "\n".join(block or word for block, word in code), re.M)
     assert set(named) - TARGETS == set()
+
+
+# ---- the commands of the pages ----
+
+programs = repository.programs  # a fixture: a `python` that prints its arguments
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command in the page's blocks of shell."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for end, group in itertools.groupby(words, "&&".__eq__):
+                if not end:
+                    yield list(group)
+
+
+def calls(words: list[str], programs: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Yield (main, its arguments) of each command line of ours that the command leads to."""
+    lines = [words]
+    if words[0] == "make":
+        asked = ["-n"] if words[1] in repository.SHELL else []  # these do more than to call Python
+        done = repository.make(*asked, *words[1:], "PYTHON=python", path=programs)
+        assert (done.returncode, done.stderr) == (0, ""), words
+        lines = [call.split("\0")[:-1] for call in done.stdout.split("\1")[:-1]]
+    for line in lines:
+        for place in (k + 1 for k, word in enumerate(line[:-1]) if word == "-m"):
+            if line[place].split(".")[0] in ROOMS[:-1] and line[place] != "tools.launch":
+                package = (ROOT / line[place].replace(".", "/")).is_dir()
+                module = importlib.import_module(line[place] + ".__main__" * package)
+                yield module.main, line[place + 1 :]
+
+
+class ParsedError(Exception):
+    """The arguments are in order; nothing more is wanted of the command."""
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_the_options_of_every_command_exist(page, programs, monkeypatch, tmp_path):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_alone(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.setitem(sys.modules, "wandb", MagicMock(__spec__=ModuleSpec("wandb", None)))
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        assert words[0] in ("make", "python", "tensorboard"), words
+        for main, arguments in calls(words, programs):
+            with pytest.raises(ParsedError):
+                main(arguments)
+
+
+# Commands of the pages that take seconds, in an order in which each finds what it needs; options that shorten them; and
+# what they leave. `make demo`, which CI runs, has the other stages.
+SHORT = ["train_dataloader.dataset.images.first=64", "train_cfg.max_epochs=1"]
+QUICKSTART = "python docs/quickstart.py checkpoints/demo/simsiam_gsg.pth data/demo/digits/test --size 32"
+RUN = [
+    ("make pretrain METHOD=simsiam_gsg", [*SHORT, "custom_hooks=[]"], "checkpoints/demo/simsiam_gsg.pth"),
+    ("make knn METHOD=simsiam_gsg", [], "results/demo/knn/simsiam_gsg/digits-seed0.json"),
+    ("make linear METHOD=simsiam_gsg", SHORT, "results/demo/linear/simsiam_gsg/digits-seed0.json"),
+    ("make transfer-all METHOD=simsiam_gsg", [], "results/demo/recognition/simsiam_gsg/scenes-seed0.json"),
+    ("make tsne PROFILE=demo METHOD=simsiam_gsg DATASET=digits", [], "reports/demo/tsne.png"),
+    ("make geometry PROFILE=demo METHOD=simsiam_gsg DATASET=digits", [], "reports/demo/geometry.png"),
+    ("make curves PROFILE=demo", [], "reports/demo/curves.png"),
+    ("make tables PROFILE=demo", [], "reports/demo/table-standard.md"),
+    ("make report PROFILE=demo", [], "reports/demo/index.html"),
+    ("make export PROFILE=demo NAME=simsiam_gsg FORMAT=timm", [], "exports/demo/simsiam_gsg/timm/README.md"),
+    ("python -m common.checkpoint inspect resnet50.pth", [], ""),
+    (QUICKSTART, [], "quickstart/neighbours.png"),
+]
+
+
+def test_cheap_commands_run(tmp_path, monkeypatch, programs):
+    written = [words for page in READ for words in commands(page)]
+    monkeypatch.chdir(tmp_path)
+    for command, options, product in RUN:
+        words = shlex.split(command)
+        assert words in written, f"no page has {command}"
+        if words[0] == "python" and words[1] != "-m":
+            monkeypatch.setattr(sys, "argv", words[1:])
+            runpy.run_path(str(ROOT / words[1]), run_name="quickstart")["main"]()
+        else:
+            ((main, arguments),) = calls(words, programs)
+            main(arguments + (["--cfg-options", *options] if options else []))
+        assert (tmp_path / product).exists()
+        shutil.copy("checkpoints/demo/simsiam_gsg.pth", "resnet50.pth")
+
+
+SITE = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: make setup")
+
+
+@SITE
+def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = {path.name: path.read_text() for path in tmp_path.glob("*.html")}
+    assert {f"{page.stem}.html" for page in (ROOT / "docs").glob("*.md")} | {"contributing.html"} <= set(pages)
+    assert (tmp_path / "quickstart.py").is_file()
+    from_elsewhere = re.compile(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?https?://")
+    assert [name for name, text in pages.items() if from_elsewhere.search(text)] == []
 
 
 def test_the_workflow_tests_every_python_and_runs_the_demo_by_make():

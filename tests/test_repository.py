@@ -175,7 +175,9 @@ def test_an_unsafe_call_is_found(code):
 def test_nothing_is_loaded_unsafely():
     files = [path for room in (*ROOMS, "tools") for path in sorted((ROOT / room).rglob("*.py"))]
     found = {(str(path.relative_to(ROOT)), call) for path in files for call in unsafe(path.read_text())}
-    assert found == {("common/cifar.py", "pickle.Unpickler")}  # this one builds arrays and plain types alone
+    # These build arrays, tensors and plain types alone.
+    files = ("common/cifar.py", "common/checkpoint/archive.py")
+    assert found == {(file, "pickle.Unpickler") for file in files}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -383,6 +385,8 @@ def test_a_checkpoint_of_the_user_s_replaces_the_method(commands, target):
     (line,) = commands(target, CHECKPOINT="a b.pth", NAME="theirs")
     assert has(line, "--checkpoint 'a b.pth' --name theirs")
     assert "--method" not in line
+    assert "--key" not in line
+    assert has(commands(target, CHECKPOINT="a.pth", NAME="a", KEY="a b")[0], "--checkpoint a.pth --name a --key 'a b'")
     # Half of the pair reaches the command too, which says what is missing.
     assert has(commands(target, CHECKPOINT="a.pth")[0], "--checkpoint a.pth")
     assert has(commands(target, NAME="theirs")[0], "--name theirs")
@@ -404,6 +408,12 @@ def test_the_images_to_draw_reach_the_command(commands, target, module):
     (line,) = commands(target, IMAGES="my photos", NAME="theirs", DATASET="fruit")
     assert has(line, "--name theirs --dataset fruit --images 'my photos'")
     assert "--method" not in line
+
+
+def test_import_takes_the_checkpoint_alone(commands):
+    (line,) = commands("import-checkpoint", PROFILE="imagenet", CHECKPOINT="a b.pth", NAME="theirs", OVERWRITE=1)
+    assert line[:4] == ["python", "-m", "common.checkpoint", "import"]
+    assert has(line, "--profile imagenet --seed 0 --data data --checkpoint 'a b.pth' --name theirs --overwrite")
 
 
 def test_the_data_set_reaches_transfer_and_download(commands):
@@ -434,9 +444,12 @@ HOSTILE = (
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_nothing_of_a_user_s_is_a_command(commands, programs, value):
-    names = ("PROFILE", "SEED", "DATA", "CHECKPOINT", "NAME", "DATASET", "METHOD")
+    names = ("PROFILE", "SEED", "DATA", "CHECKPOINT", "NAME", "KEY", "DATASET", "METHOD")
     (line,) = commands("transfer", LAUNCHER="slurm", SRUN_ARGS=value, **dict.fromkeys(names, value))
-    want = ["transfer.run", *(w for n in ("profile", "seed", "data", "checkpoint", "name") for w in (f"--{n}", value))]
+    want = [
+        "transfer.run",
+        *(w for n in ("profile", "seed", "data", "checkpoint", "name", "key") for w in (f"--{n}", value)),
+    ]
     assert line == ["python", "-m", *want, "--dataset", value, "--launcher", "slurm", f"--sbatch-args={value}"]
     (line,) = commands("tsne", METHOD=value, DATA_ROOT=value)
     assert [line[line.index(word) + 1] for word in ("--method", "--data-root")] == [value] * 2
@@ -499,6 +512,13 @@ def test_what_make_itself_reads_is_checked(programs, variables, says):
     assert not (ROOT / "X").exists()
 
 
+@pytest.mark.parametrize("variables", [{"LAUNCHER": "slurm"}, {"NODES": "2", "HEAD": "a:1"}])
+def test_evaluate_says_that_it_runs_on_one_machine(programs, variables):
+    done = make("evaluate", path=programs, PYTHON="python", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "evaluate runs on one machine; leave LAUNCHER and NODES out" in done.stderr
+
+
 RDZV = "--nnodes 2 --rdzv_backend c10d --rdzv_id gsg --rdzv_endpoint a:29500"
 
 
@@ -527,6 +547,7 @@ def test_trainers_start_on_their_ranks(commands, target, variables, start, launc
 @pytest.mark.parametrize("target", TRAINERS)
 def test_resume_reaches_trainers(commands, target):
     assert "--resume" in commands(target, RESUME=1)[0]
+    assert has(commands(target, LOGGER="wandb")[0], "--logger wandb")
     assert "--resume" not in commands(target)[0]
     assert "--resume" not in commands(target, RESUME=0)[0]
 
@@ -563,7 +584,7 @@ def test_help_ends_with_examples_and_has_no_empty_default(commands, module, caps
         )
 
 
-SHELL = {"help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
+SHELL = {"docs", "help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))

@@ -7,6 +7,7 @@ the same command continues after any interruption.
 import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -49,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cli.announce("tools.evaluate", args, checkpoints=args.checkpoints, runs=args.runs, reports=args.reports)
     subjects, wanted = cli.subjects(args), _only(args.only, benchmarks(args.profile, args.data_root))
-    found = _surveyed(subjects, wanted, args.profile, args.data, args.data_root)
+    found = _surveyed(subjects, wanted, args.profile, args.data, args.data_root, max(1, args.gpus))
     good = [subject for subject in subjects if subject.name not in found.refused]
     if not good:
         raise UserError("; ".join(found.refused.values()))
     chosen = [benchmark for benchmark in wanted if benchmark not in found.left_out]
-    _say_plan(good, chosen, found, _records(args, good, chosen), max(1, args.gpus))
+    _say_plan(good, chosen, found, _records(args, good, chosen))
     commands = [*_measuring(args, good, chosen), *_closing(args, good, chosen)]
     failed = [Command(f"checkpoint of {name}", []) for name in found.refused]
     for number, command in enumerate(commands, start=1):
@@ -70,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _surveyed(*arguments: Any) -> Survey:
     """Return `tools.warmup.survey`, made in a process of its own, which takes its memory with it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_survey, *arguments).result()
+        try:
+            return pool.submit(_survey, *arguments).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "the warm-up was killed, perhaps for its memory; leave out what is too large by ONLY"
+            ) from None
 
 
 def _survey(*arguments: Any) -> Survey:
@@ -103,9 +109,7 @@ def _records(args: argparse.Namespace, subjects: Sequence[Subject], wanted: Sequ
     return found
 
 
-def _say_plan(
-    subjects: Sequence[Subject], chosen: Sequence[Benchmark], found: Survey, records: Records, processes: int
-) -> None:
+def _say_plan(subjects: Sequence[Subject], chosen: Sequence[Benchmark], found: Survey, records: Records) -> None:
     """Print what will run for how long, what is recorded, and what is left out or refused and why."""
     total = 0.0
     for subject in subjects:
@@ -117,10 +121,9 @@ def _say_plan(
             elif work is None:
                 said = "cannot be read, see above"
             else:
-                share = processes if benchmark.view is None or benchmark.task == "linear" else 1
-                seconds = work.images / work.per_second / share
+                seconds = work.images / work.per_second
                 total += seconds
-                said = f"{work.images:>10,} images at {work.per_second * share:8.1f} a second: {_time(seconds)}"
+                said = f"{work.images:>10,} images at {work.per_second:8.1f} a second: {_time(seconds)}"
             print(f"  {benchmark_name(*benchmark[:2], ''):<28} {said}")
     for benchmark, why in found.left_out.items():
         print(f"left out: {benchmark_name(*benchmark[:2], '')}: {why}")

@@ -32,7 +32,7 @@ from pretrain.neighbours import measure as measure_knn
 from pretrain.train import jobs
 from transfer.sweep import sweep
 
-VALIDATION = 10  # every so many training images, one is of the validation set
+VALIDATION = 10  # of every so many training images of a class, one is of the validation set
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -95,13 +95,23 @@ def effective_rank(x: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
+def validation(labels: np.ndarray) -> np.ndarray:
+    """Return which training images (N,) choose the weight decay: the last of every ten of each class, in their order.
+
+    Not of all images: where the classes take turns, as in some copies, these would be of one class.
+    """
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        held_out[np.flatnonzero(labels == label)[VALIDATION - 1 :: VALIDATION]] = True
+    return held_out
+
+
 def measure(job: Job, checkpoint: Checkpoint) -> Measured:
     """Return kNN and linear accuracy of the checkpoint, with what its training's log says of collapse and time."""
     config: Any = job.config
     knn = measure_knn(job, checkpoint)
     bank, queries = bank_and_queries(checkpoint, config.evaluation, job.feature_cache)
-    rows, device = np.arange(len(bank.y)), pick_device()
-    held_out = rows % VALIDATION == VALIDATION - 1
+    rows, held_out, device = np.arange(len(bank.y)), validation(bank.y), pick_device()
     on_gpu = device if device.type == "cuda" else None
     linear = sweep(bank, rows[~held_out], rows[held_out], queries, "accuracy", device=on_gpu)
     lines, _ = read_log(job.work_dir / LOG, ("step", "epoch", "seconds", "std"))

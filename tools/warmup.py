@@ -24,11 +24,16 @@ ENOUGH, LONG = 3.0, 30.0  # seconds of measuring, and of a first batch after whi
 
 
 def survey(
-    subjects: Sequence[Subject], benchmarks: Sequence[Benchmark], profile: str, data: Path, root: Path | None = None
+    subjects: Sequence[Subject],
+    benchmarks: Sequence[Benchmark],
+    profile: str,
+    data: Path,
+    root: Path | None = None,
+    processes: int = 1,
 ) -> Survey:
     """Check every checkpoint, look for the data, and measure the first good checkpoint's speed on each benchmark.
 
-    `root` is the user's folder that the benchmarks are on, if they are.
+    `root` is the user's folder that the benchmarks are on, if they are; `processes` share the work of a trainer.
     """
     result = Survey({}, {}, {})
     if root is not None:
@@ -45,12 +50,20 @@ def survey(
         return result
     for benchmark in benchmarks:
         try:
-            result.work[benchmark] = _work(benchmark, checkpoint, profile, data, speeds)
+            work = _work(benchmark, checkpoint, profile, data, speeds)
+            result.work[benchmark] = work._replace(per_second=work.per_second * _share(benchmark, processes))
         except _LeftOutError as error:
             result.left_out[benchmark] = str(error)
         except UserError as error:
             print(f"note: {benchmark.task} on {benchmark.dataset}: {error}", flush=True)
     return result
+
+
+def _share(benchmark: Benchmark, processes: int) -> float:
+    """Return how much faster the command is than the warm-up, which forwards on all devices and trains on one."""
+    if benchmark.task == "linear":
+        return processes / len(pick_devices())
+    return processes if benchmark.view is None else 1
 
 
 class _LeftOutError(UserError):

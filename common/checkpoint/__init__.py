@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from common.backbones import build_backbone, shapes_of
 from common.checkpoint.archive import UnreadableError, flatten, read
-from common.checkpoint.layouts import recognise
+from common.checkpoint.layouts import named_architecture, recognise
 from common.errors import UserError
 from common.files import atomic_write, sha256_of_network, write_json
 
 SCHEMA = 1
+SHOWN = 20  # parts of a file that were not taken
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 SOURCE = "source"  # metadata that only imported checkpoints have: where they come from
@@ -64,7 +65,9 @@ class Checkpoint:
     def loaded(self) -> str:
         """A line for the log: the tensors loaded (all of them, or the file was refused), whence, and what was not."""
         total = len(self.state_dict)
-        others = ", ".join(self.left_out) or "none"
+        others = ", ".join(self.left_out[:SHOWN]) or "none"
+        if len(self.left_out) > SHOWN:
+            others += f" and {len(self.left_out) - SHOWN} more"
         what = f"{self.arch}; layout: {self.layout}; prefix: {self.prefix or 'none'}"
         return f"loaded {total} of {total} backbone tensors from {self.path} ({what}); not loaded: {others}"
 
@@ -111,7 +114,7 @@ def load_checkpoint(
         _check_fit(path, own, found.arch)
     else:
         try:
-            network, layout, left_out = recognise(tensors, key)
+            network, layout, left_out = recognise(tensors, key, arch=named_architecture(content))
         except UserError as error:
             raise UserError(f"{path} {error}; correct CHECKPOINT or KEY, or make it again with `{make_it}`") from None
         meta = {"arch": network.arch, "name": path.stem}

@@ -9,7 +9,7 @@ from torch import Tensor
 from common import cli
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import SCHEMA, Checkpoint, read_tensors, save_checkpoint
-from common.checkpoint.layouts import candidates, recognise
+from common.checkpoint.layouts import candidates, named_architecture, recognise
 from common.errors import UserError
 from common.files import set_aside, sha256_of_file
 from common.names import OVERWRITE
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def export(found: Checkpoint, place: Path, profile: str) -> None:
     """Write the network as one of ours: float32, with `source` in its metadata saying where it comes from."""
-    tensors = {key: t.float() if t.is_floating_point() else t.long() for key, t in found.state_dict.items()}
+    counter = "num_batches_tracked"
+    tensors = {key: t.long() if key.endswith(counter) else t.float() for key, t in found.state_dict.items()}
     source = {"file": found.path.name, "sha256": sha256_of_file(found.path)}
     source |= {"layout": found.layout, "prefix": found.prefix}
     meta = {
@@ -71,7 +72,8 @@ def export(found: Checkpoint, place: Path, profile: str) -> None:
 def table(path: Path, key: str | None) -> Iterator[str]:
     """Yield the lines of a table of a file's parts: its networks, and what else it holds tensors of."""
     content, tensors = read_tensors(path)
-    networks = candidates(tensors)
+    arch = named_architecture(content)
+    networks = candidates(tensors, arch)
     part_of = {name: network.key for network in networks for name in network.taken}
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
@@ -89,7 +91,7 @@ def table(path: Path, key: str | None) -> Iterator[str]:
     if empty := [name for name in names if not any(tensor.startswith(name) for tensor in tensors)]:
         yield f"without tensors of their own: {', '.join(empty)}"
     try:
-        network, layout, _ = recognise(tensors, key)
+        network, layout, _ = recognise(tensors, key, arch=arch)
         yield f"an evaluation takes {network}; layout: {layout}"
     except UserError as error:
         yield f"an evaluation refuses it: {path} {error}"

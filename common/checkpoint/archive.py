@@ -13,7 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -51,11 +51,13 @@ PLAIN = {
 # A pickle that names these is meant to run code; settings never do.
 CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty code timeit webbrowser".split())
 CODE_OF_BUILTINS = set("eval exec execfile compile open input __import__ breakpoint".split())
-# pickle's operations that name classes and functions, and those that number and recall objects.
+# pickle's operations that name classes and functions, call them, fill containers, number objects and recall them.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
+CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST")
+FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
 PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-MARK = -1
-OF_MODULES = ("_parameters", "_buffers", "_modules")  # where a pickled nn.Module keeps its tensors
+STATE = "its state"  # where `Inert` keeps an object's attributes
+UNNAMED = (STATE, "_parameters", "_buffers", "_modules")  # no part of a tensor's name, as in nn.Module.state_dict
 
 
 class UnreadableError(ValueError):
@@ -119,7 +121,7 @@ def flatten(content: Any) -> dict[str, Tensor]:
                 raise UnreadableError(f"is nested more than {DEPTH} levels deep", NO_CHECKPOINT)
             items = value.items() if isinstance(value, dict) else enumerate(value)
             inner = [
-                (name if key in OF_MODULES else f"{name}{_word(key)}.", depth + 1, item)
+                (name if isinstance(key, str) and key in UNNAMED else f"{name}{_word(key)}.", depth + 1, item)
                 for key, item in items
                 if isinstance(item, Tensor | Strided | Array | dict | list | tuple)
             ]
@@ -149,7 +151,9 @@ def damaged_entry(path: Path) -> str | None:
 
 
 def _word(key: Any) -> str:
-    return key if isinstance(key, str) else str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
+    if isinstance(key, str):
+        return key[: LONGEST + 1]
+    return str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
 
 
 # ---- torch's two forms ----
@@ -223,19 +227,21 @@ class Buffers(dict[str, bytearray]):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self._most = most  # bytes in all
+        self._left = most  # bytes
 
     def reserve(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
         """Return the storage that `fill` will fill."""
         if key not in self:
-            if not 0 <= count * dtype.itemsize <= self._most - sum(map(len, self.values())):
+            size = count * dtype.itemsize
+            if not 0 <= size <= self._left:
                 raise UnreadableError("is truncated or damaged: it declares more numbers than it holds")
-            self[key] = bytearray(count * dtype.itemsize)
+            self._left -= size
+            self[key] = bytearray(size)
         return _numbers(self[key], dtype, count)
 
     def fill(self, keys: list[str], stream: IO[bytes]) -> None:
         """Read the storages of these keys, in their order."""
-        if set(keys) != set(self):
+        if not all(isinstance(key, str) for key in keys) or set(keys) != set(self):
             raise UnreadableError("is truncated or damaged: it lacks numbers that it declares")
         for key in keys:
             stream.seek(8, 1)  # the number of items
@@ -266,8 +272,7 @@ class Inert(dict):
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
+        self[STATE] = state
 
     def append(self, *_: Any) -> None:
         """Take an item of a list, or of a set, and forget it."""
@@ -315,24 +320,25 @@ class Strided:
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """A NumPy array: what its pickle says of it."""
+    """A NumPy array: what its pickle says of it. `encode` is the unpickler's."""
 
+    encode: Callable[[str], bytes]
     state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def tensor(self) -> Tensor | None:
-        """Return a copy, or None for an array of other things than numbers. Raises UnreadableError if it is damaged."""
+        """Return the numbers, which are not copied, or None for other things. Raises UnreadableError for damage."""
         match self.state:
-            case (_, tuple(shape), Kind(str(name), order), fortran, bytes() | str() as raw):
-                data = raw.encode("latin1") if isinstance(raw, str) else raw
+            case (_, tuple(shape), Kind(str(name), "<"), fortran, bytes() | bytearray() | str() as raw):
+                data = self.encode(raw) if isinstance(raw, str) else raw
                 if len(shape) > AXES or not all(isinstance(n, int) and n >= 0 for n in shape):
                     raise UnreadableError("is damaged: it holds an array of an impossible shape")
                 if len(data) != math.prod(shape) * np.dtype(name).itemsize:
                     raise UnreadableError("is truncated or damaged: an array is not as large as its numbers")
-                array = np.frombuffer(data, f"{order}{name}").reshape(shape, order="F" if fortran else "C")
-                return torch.from_numpy(array.astype(name))
+                with warnings.catch_warnings(action="ignore"):  # nobody writes to it
+                    return torch.from_numpy(np.frombuffer(data, name).reshape(shape, order="F" if fortran else "C"))
         return None
 
 
@@ -341,11 +347,11 @@ class Kind:
     """A NumPy dtype: its name, None if it is not one of plain numbers, and its byte order."""
 
     name: str | None
-    order: str = "="
+    order: str = "<"  # ">" is not read
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and state[1:2] in (("<",), (">",)):
-            self.order = state[1]
+        if isinstance(state, tuple) and state[1:2] == (">",):
+            self.order = ">"
 
 
 def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
@@ -359,8 +365,12 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 def _mapping(pairs: Any = ()) -> Inert:
     result = Inert()
-    result.update(pairs)
+    result.update({key: value for key, value in pairs if isinstance(key, str)})
     return result
+
+
+def _from_type(rebuild: Any, _type: Any, arguments: Any, _state: Any) -> Any:
+    return rebuild(*arguments) if isinstance(arguments, tuple) else Inert()
 
 
 def _kind(name: Any = None, *_: Any) -> Kind:
@@ -374,13 +384,8 @@ BUILT: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _strided,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, _type, arguments, _state: rebuild(*arguments),
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(),
-    ("numpy.core.numeric", "_frombuffer"): lambda raw, kind, shape, order: Array(
-        (1, shape, kind, order == "F", bytes(raw))
-    ),
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("numpy", "dtype"): _kind,
-    ("_codecs", "encode"): lambda text, *_: text.encode("latin1"),
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
@@ -395,36 +400,70 @@ class Restricted(pickle.Unpickler):
     def __init__(self, stream: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor]) -> None:
         super().__init__(stream, encoding="latin1")  # Python 2 wrote arrays as text
         self._storage = storage
+        self._encoded: dict[str, bytes] = {}
+        self._built = BUILT | {
+            ("_codecs", "encode"): lambda text, *_: self._encode(text),
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(self._encode),
+            ("numpy.core.numeric", "_frombuffer"): self._array,
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or function of the pickle."""
         top = module.partition(".")[0]
         if top in CODE or (top in ("builtins", "__builtin__") and name in CODE_OF_BUILTINS):
             raise UnreadableError(f"carries code (it would run {module}.{name}) and is refused", NO_CHECKPOINT)
-        return BUILT.get((module.replace("numpy._core", "numpy.core"), name), Inert)
+        return self._built.get((module.replace("numpy._core", "numpy.core"), name), Inert)
 
     def persistent_load(self, pid: Any) -> Any:
         """Return a storage of a torch file, or a placeholder for one whose numbers are of no use here."""
         match pid:
             case ("storage", torch.dtype() as dtype, str(key), _, int(count), *view) if view in ([], [None]):
                 return Storage(self._storage(key, dtype, count))
-            case ("module", kind, *_):  # a class and its source code
-                return kind
+            case ("module", *_):  # a class and its source code
+                return Inert
         return Inert()
+
+    def _encode(self, text: str) -> bytes:
+        """Return the bytes that were written as text; of the same text always the same object."""
+        if text not in self._encoded:
+            self._encoded[text] = text.encode("latin1")
+        return self._encoded[text]
+
+    def _array(self, raw: Any, kind: Any, shape: Any, order: Any) -> Array:
+        return Array(self._encode, (1, shape, kind, order == "F", raw))
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """What `_survey` knows of a value on the pickle's stack.
+
+    `count` is the number of items in a list, dict or object. Tuples have `members`, and in `items` their number with
+    those of tuples in tuples, 1 for everything else.
+    """
+
+    items: int = 1
+    count: int = 0
+    members: "tuple[Value, ...]" = ()
+
+    def cost(self) -> int:
+        """Return how many items there are to copy or to unpack, also in tuples, which never have many."""
+        return self.items + self.count + sum(member.cost() for member in self.members)
 
 
 def _survey(stream: IO[bytes]) -> set[str]:
     """Return what a pickle names, after following its stack without building anything.
 
     Raises UnreadableError if it would cost far more than its size: it has too many operations, numbers more objects
-    than it holds, or uses keys that are deep, large or built to collide (dicts compare keys, and tuples of tuples of
-    tuples take exponential time).
+    than it holds, copies the same items again and again, or uses keys that are deep, large or built to collide (dicts
+    compare keys, and tuples of tuples of tuples take exponential time).
     """
     asked: set[str] = set()
-    stack: list[int] = []  # of each value: how many items it has, if it is a tuple, with those of tuples in it; else 1
-    memo: dict[int, int] = {}
-    odd = 0  # keys that are tuples, and integers that may collide
-    for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+    mark, scalar = Value(), Value()
+    stack: list[Value] = []
+    memo: dict[int, Value] = {}
+    odd = cost = 0  # keys that are tuples, and integers that may collide; items that are copied
+    operations: Iterable[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(stream)
+    for count, (code, argument, _) in enumerate(operations):
         name = code.name
         if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
             raise UnreadableError(f"holds more than {OPERATIONS:,} objects", NO_CHECKPOINT)
@@ -435,31 +474,51 @@ def _survey(stream: IO[bytes]) -> set[str]:
         elif name in GETS:
             stack.append(memo[argument])
         elif code.stack_before:
-            odd += _follow(code, stack)
+            taken = _follow(code, stack, mark)
+            odd += _keys(name, taken)
+            cost += _called(name, taken, asked)
         elif code.stack_after:
-            stack.append(MARK if name == "MARK" else 1)
+            stack.append(mark if name == "MARK" else Value() if name.startswith("EMPTY") else scalar)
             odd += isinstance(argument, int) and abs(argument) >= 2**60
-        if odd > NESTED or (stack and stack[-1] > NESTED):
+        if odd > NESTED or cost > OPERATIONS or (stack and stack[-1].items > NESTED):
             raise UnreadableError("is nested or numbered in a way that no checkpoint is", NO_CHECKPOINT)
     return asked
 
 
-def _follow(code: pickletools.OpcodeInfo, stack: list[int]) -> int:
-    """Do to the stack of `_survey` what the operation does to pickle's. Return how many keys of dicts are tuples."""
-    name, below, inside = code.name, len(code.stack_before), []
+def _called(name: str, taken: list[Value], asked: set[str]) -> int:
+    """Return how many items a call takes. A list among them is `asked` for: torch.load would hash what is in it."""
+    if name == "BUILD":
+        return taken[0].cost()
+    if name not in CALLS:
+        return 0
+    if any(member.count for value in taken for member in value.members):
+        asked.add("a call with a list")
+    return sum(value.cost() for value in taken)
+
+
+def _follow(code: pickletools.OpcodeInfo, stack: list[Value], mark: Value) -> list[Value]:
+    """Do to the stack of `_survey` what the operation does to pickle's. Return what it takes, from the top."""
+    name, below = code.name, len(code.stack_before)
+    taken: list[Value] = []
     if pickletools.markobject in code.stack_before:
         below = code.stack_before.index(pickletools.markobject)
-        while (value := stack.pop()) != MARK:
-            inside.append(value)  # from the top
-    taken = [stack.pop() for _ in range(below)]
-    items = 1
-    if name in ("BUILD", "DUP"):
-        items = taken[-1]  # it stays what it was
+        while (value := stack.pop()) is not mark:
+            taken.append(value)
+    inside = len(taken)
+    taken += [stack.pop() for _ in range(below)]
+    if name in FILLS:
+        taken[-1].count += inside or 1
+    if name in ("BUILD", "DUP") or name in FILLS:
+        result = taken[-1]  # it stays what it was
     elif name.startswith("TUPLE") or name == "FROZENSET":
-        items += sum(inside) + sum(taken)
-    stack += [items] * len(code.stack_after)
-    if name in ("ADDITEMS", "FROZENSET"):
-        keys = inside
+        result = Value(1 + sum(value.items for value in taken), 0, tuple(taken))
     else:
-        keys = {"SETITEM": taken[1:2], "SETITEMS": inside[1::2], "DICT": inside[1::2]}.get(name, [])
-    return sum(items > 1 for items in keys)
+        result = Value(count=inside)
+    stack += [result] * len(code.stack_after)
+    return taken
+
+
+def _keys(name: str, taken: list[Value]) -> int:
+    """Return how many of the values that an operation takes are tuples that become keys."""
+    keys = {"SETITEM": taken[1:2], "SETITEMS": taken[1:-1:2], "DICT": taken[1::2], "ADDITEMS": taken[:-1]}
+    return sum(key.items > 1 for key in taken if name == "FROZENSET") + sum(key.items > 1 for key in keys.get(name, ()))

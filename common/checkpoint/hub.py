@@ -1,13 +1,12 @@
 """Checkpoints by name: timm's, torchvision's and the Hugging Face Hub's, through these libraries' own functions."""
 
-import logging
 import re
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import timm
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 from torchvision.models import get_model_weights
 
 from common.checkpoint import save_tensors
@@ -42,11 +41,10 @@ def fetch(word: str, folder: Path) -> Path:
 
 
 def _timm(name: str, place: Path) -> Path:
-    if (repository := timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id) is not None:
-        _check_reachable(repository if "/" in repository.rstrip("/") else f"timm/{name}", WEIGHTS)
+    if repository := timm.get_pretrained_cfg(name, allow_unregistered=False).hf_hub_id:
+        _check_reachable(repository)
     network = timm.create_model(name, pretrained=True, num_classes=0)
-    arch = name.partition(".")[0]
-    save_tensors(place, {"state_dict": network.state_dict(), "meta": {"arch": arch, "name": name}})
+    save_tensors(place, {"state_dict": network.state_dict(), "meta": {"arch": name.partition(".")[0], "name": name}})
     return place
 
 
@@ -58,22 +56,25 @@ def _torchvision(name: str, place: Path) -> Path:
 
 def _hugging_face(name: str, _place: Path) -> Path:
     owner, model, *file = name.split("/")
-    repository, names = f"{owner}/{model}", ["/".join(file)] if file else WEIGHTS
-    _check_reachable(repository, names)
-    *others, last = names
-    for candidate in others:
-        try:
+    repository, files = f"{owner}/{model}", ["/".join(file)] if file else WEIGHTS
+    if cached := _check_reachable(repository, files):
+        return cached
+    for candidate in files[:-1]:
+        if file_exists(repository, candidate):
             return Path(hf_hub_download(repository, candidate))
-        except FileNotFoundError:  # it has the other
-            continue
-    return Path(hf_hub_download(repository, last))
+    return Path(hf_hub_download(repository, files[-1]))
 
 
-def _check_reachable(repository: str, names: list[str] | tuple[str, ...]) -> None:
-    """Raise an OSError where the Hub does not answer and no file is cached; its library would retry for long."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    if not any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
-        urllib.request.urlopen(constants.ENDPOINT, timeout=TIMEOUT).close()  # noqa: S310
+def _check_reachable(repository: str, files: Sequence[str] = WEIGHTS) -> Path | None:
+    """Return the first of a repository's files that is in the Hub's cache, if one is.
+
+    Otherwise raise an OSError where the Hub does not answer: its own library would try again for half a minute.
+    """
+    cached = [try_to_load_from_cache(repository, file) for file in files]
+    if found := [Path(file) for file in cached if isinstance(file, str)]:
+        return found[0]
+    urllib.request.urlopen(constants.ENDPOINT, timeout=TIMEOUT).close()  # noqa: S310
+    return None
 
 
 FETCH: dict[str, Callable[[str, Path], Path]] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}

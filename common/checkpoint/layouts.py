@@ -7,7 +7,7 @@ often a second network, beside it (LAYOUTS); and they wrap it in dicts and modul
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ LAYOUTS = (
     Layout("solo-learn, old", _IN + "encoder", _IN + "momentum_encoder", _IN + r"classifier\."),
     Layout("InfoMin or PIRL (PyContrast)", r"model\.encoder", r"model_ema\.encoder", r"contrast\."),
     Layout("SupContrast, InfoMin or PIRL", r"model\.encoder", r"model_ema\.encoder", r"model\.(module\.)?head"),
-    Layout("SimSiam, or BYOL of the GSG authors", _IN + "encoder", _IN + "encoder_momentum"),
+    Layout("SimSiam or the GSG authors' BYOL", _IN + "encoder", _IN + "encoder_momentum", _IN + r"predictor\."),
     Layout("DINO", r"teacher(\.backbone)?", r"student(\.backbone)?"),
     Layout("lightly's DINO", _IN + "backbone", _IN + "student_backbone", _IN + "student_projection_head"),
     Layout("lightly's DINO", _IN + "teacher_backbone", _IN + "student_backbone"),
@@ -88,10 +88,11 @@ LAYOUTS = (
         _IN + r"(encoder_[qk]|online_net|target_net|momentum_encoder)(\.0)?",
         _IN + r"(neck|head)\.",
     ),
+    Layout("Barlow Twins or VICReg", r"model\.backbone", beside=r"model\.(module\.)?projector\."),
+    Layout("backbone and projector", _IN + "backbone", _IN + r"target\.0", _IN + r"projector\."),
     Layout("VISSL", r"(?!.*moco_encoder)(.*\.)?_feature_blocks|model_state_dict", r".*moco_encoder.*"),
     Layout("byol-pytorch", _IN + r"online_encoder\.net", _IN + r"(target_encoder\.)?net"),
     Layout("timm or torchvision, averaged weights", "state_dict_ema|model_ema", "state_dict|model"),
-    Layout("Barlow Twins or VICReg", r"model\.backbone", beside=r"model\.(module\.)?projector\."),
     Layout("SwAV or DeepCluster-v2", "(state_dict)?", beside=".*prototypes"),
 )
 # A prefix of such a word, alone in a file, is a network that the authors do not evaluate: it needs KEY.
@@ -130,13 +131,14 @@ class Recognised(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def recognise(tensors: dict[str, Tensor], key: str | None = None) -> Recognised:
+def recognise(tensors: dict[str, Tensor], key: str | None = None, *, arch: str | None = None) -> Recognised:
     """Return the one network of a file to take: the one that the method's authors evaluate, or that `key` names.
 
-    `tensors` are all of the file's, by dotted name. Raises UserError, a sentence that begins with the file, when no
-    network is complete, when several are and none is known to be the one, and when `key` names none or several.
+    `tensors` are all of the file's, by dotted name; `arch` is what `named_architecture` says of it. Raises UserError, a
+    sentence that begins with the file, when no network is complete, when several are and none is known to be the one,
+    and when `key` names none or several.
     """
-    found = candidates(tensors)
+    found = candidates(tensors, arch)
     complete = [network for network in found if network.problem is None]
     listed = "; ".join(map(str, found[:6]))
     if key is not None:
@@ -153,7 +155,21 @@ def recognise(tensors: dict[str, Tensor], key: str | None = None) -> Recognised:
     return Recognised(network, layout, tuple(_left_out(network, found, tensors)))
 
 
-def candidates(tensors: dict[str, Tensor]) -> list[Network]:
+def named_architecture(content: Any) -> str | None:
+    """Return the ResNet that a file names: in the config of a run of ours, or as `arch`, as timm does.
+
+    It decides between networks of the same names and shapes alone: with a ReLU or without, with blurred pooling.
+    """
+    if not isinstance(content, dict):
+        return None
+    meta, arch = content.get("meta"), content.get("arch")
+    config = meta.get("cfg") if isinstance(meta, dict) else None
+    if isinstance(config, str) and (found := re.search(r"backbone=dict\(\s*name='(\w+)'", config)):
+        arch = found[1]
+    return arch if isinstance(arch, str) and "resnet" in arch else None
+
+
+def candidates(tensors: dict[str, Tensor], arch: str | None = None) -> list[Network]:
     """Return what may be a network, the complete ones first: a stem and blocks under one prefix, in one form."""
     found: dict[tuple[str, Form], dict[tuple[str, ...], str]] = {}
     for key in tensors:
@@ -162,9 +178,8 @@ def candidates(tensors: dict[str, Tensor]) -> list[Network]:
                 parts = {name: value or "" for name, value in match.groupdict().items()}
                 prefix = parts.pop("prefix")
                 found.setdefault((prefix, form), {})[_place(parts)] = key
-    networks = [_network(prefix, form, places, tensors) for (prefix, form), places in found.items()]
-    likely = [n for n in networks if n is not None]
-    return sorted(likely, key=lambda network: (network.problem is not None, -len(network.tensors)))
+    networks = [n for (prefix, form), places in found.items() if (n := _network(prefix, form, places, tensors, arch))]
+    return sorted(networks, key=lambda network: (network.problem is not None, -len(network.tensors)))
 
 
 def _place(parts: dict[str, str]) -> tuple[str, ...]:
@@ -180,7 +195,9 @@ def _place(parts: dict[str, str]) -> tuple[str, ...]:
     return stage, parts.get("block", ""), layer.replace("shortcut", "downsample"), parts["tensor"]
 
 
-def _network(prefix: str, form: Form, places: dict[tuple[str, ...], str], tensors: dict[str, Tensor]) -> Network | None:
+def _network(
+    prefix: str, form: Form, places: dict[tuple[str, ...], str], tensors: dict[str, Tensor], arch: str | None
+) -> Network | None:
     """Return the network of these places, or None if they are not a stem and four stages."""
     stages = sorted({int(stage) for stage, block, _, _ in places if block})
     if len(stages) != 4 or stages[3] - stages[0] != 3:
@@ -199,13 +216,20 @@ def _network(prefix: str, form: Form, places: dict[tuple[str, ...], str], tensor
     for name in [name for name in network.tensors if name.endswith(".running_mean")]:
         network.tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
-    network.arch = architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
+    network.arch = arch if _fits(arch, shapes) else architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
     inside = [key for key in tensors if key.startswith(prefix) and form.inside.match(key, len(prefix))]
     network.problem = _problem(shapes, network.arch, [key for key in inside if key not in network.taken])
     stem = shapes.get("conv1.weight", ())[2:]
     if form.name == "numbered layers" and not (stages[0] == 4 or (stages[0] in (2, 3) and stem == (3, 3))):
         network.problem = f"its blocks begin at {stages[0]}, behind a stem that no ResNet has"
     return network
+
+
+def _fits(arch: str | None, shapes: dict[str, tuple[int, ...]]) -> bool:
+    try:
+        return arch is not None and shapes_of(arch) == shapes
+    except ValueError:  # nobody knows it
+        return False
 
 
 def _cifar(network: Network, first_stage: int, tensors: dict[str, Tensor]) -> str:
@@ -255,7 +279,8 @@ def _chosen(complete: list[Network], tensors: dict[str, Tensor]) -> tuple[str, N
 
 
 def _same(one: Network, other: Network) -> bool:
-    return one.arch == other.arch and all(torch.equal(one.tensors[k], other.tensors[k]) for k in one.tensors)
+    pairs = [(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items()]
+    return all(b is not None and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def _named(key: str, found: list[Network], listed: str) -> Network:

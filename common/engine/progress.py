@@ -136,6 +136,8 @@ class Progress(Hook):
     @override
     def after_train(self, runner: MMEngineRunner) -> None:
         self.close()
+        if not any(isinstance(hook, LoggerHook) for hook in runner.hooks):  # which would do it
+            runner.visualizer.close()
 
     @override
     def before_test(self, runner: MMEngineRunner) -> None:

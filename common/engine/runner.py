@@ -1,5 +1,6 @@
 """mmengine's Runner as every trainer uses it: safe and atomic checkpoints, quiet console, progress."""
 
+import importlib
 import itertools
 import json
 import logging
@@ -16,8 +17,10 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.utils import apply_to
+from mmengine.visualization import WandbVisBackend
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -303,10 +306,35 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
         raise UserError(mistake) from None
 
 
-def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none") -> None:
-    """Write into `config` what belongs to this run but not to its settings."""
+def set_run(config: Config, *, work_dir: Path, seed: int, launcher: str = "none", logger: str | None = None) -> None:
+    """Write into `config` what belongs to this run but not to its settings; a `logger` is one of names.LOGGERS."""
     config.work_dir = str(work_dir)
     config.launcher = launcher
     # mmengine keys its loggers and hubs by name and second; two short runs in one process must not share them.
     config.experiment_name = f"{work_dir.name}-{next(_RUNS)}"
     config.randomness = {**config.get("randomness", {}), "seed": seed}
+    if logger is not None:
+        config.visualizer.vis_backends.append(_backend(logger, "/".join(work_dir.parts[-3:])))
+
+
+@VISBACKENDS.register_module()
+class Wandb(WandbVisBackend):
+    """mmengine's backend, on the run's own steps, and without its upload of every Python file below the folder."""
+
+    def add_config(self, config: Config, **_: Any) -> None:
+        """Send the config alone."""
+        self.experiment.config.update(config.to_dict(), allow_val_change=True)
+
+    def add_scalars(self, scalar_dict: dict[str, Any], step: int = 0, *_: Any, **__: Any) -> None:
+        """Send the numbers of a step."""
+        self.experiment.log({**scalar_dict, "step": step})
+
+
+def _backend(logger: str, name: str) -> dict[str, Any]:
+    """Return mmengine's backend for a logger, with `name` for the run."""
+    if logger == "wandb":
+        steps = [{"name": "*", "step_metric": "step"}]
+        return {"type": "Wandb", "init_kwargs": {"project": "gsg", "name": name}, "define_metric_cfg": steps}
+    # Without an address, mmengine would open a store inside the folder of each run.
+    address = importlib.import_module("mlflow").get_tracking_uri()
+    return {"type": "MLflowVisBackend", "exp_name": "gsg", "run_name": name, "tracking_uri": address}

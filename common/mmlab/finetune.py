@@ -85,7 +85,7 @@ class Finetune:
         plan = plan_batch(config, *processes(job.launcher), fixed=job.fixed_iterations, workers_per_process=True)
         plan.apply(config)
         said = f"{job.subject.name}: {plan.said}"
-        set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher)
+        set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher, logger=job.logger)
         self._trained = trained_weights(job)
         if job.again and self._trained is None:
             raise UserError(f"no {job.work_dir / WEIGHTS} of these settings to test; leave --test-only out to train it")

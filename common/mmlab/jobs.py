@@ -66,7 +66,7 @@ def picture_parser(module: str, description: str, examples: str) -> cli.Parser:
     result.add_argument("--images", required=True, type=cli.path, help="the folder of images, at any depth")
     result.add_argument("--name", help="the run's label, if it is not a --method's")
     result.add_argument("--dataset", default="", help="the run's data set, if there are several; voc-frozen, say")
-    result.add_argument("--out", type=cli.path, help="where the pictures go (default: reports/<profile>/<task>-...)")
+    result.add_argument("--reports", default="reports", type=cli.path, help="where the pictures go")
     return result
 
 
@@ -131,6 +131,7 @@ def resolve(
                 work_dir=work_dir,
                 products=[work_dir / WEIGHTS, work_dir / CONFIG, *products(work_dir)],
                 launcher=args.launcher,
+                logger=args.logger,
                 resume=args.resume,
                 overwrite=args.overwrite,
                 again=args.test_only,

@@ -1,6 +1,6 @@
 """Pictures of any images by the network that a finished run of detection or segmentation left."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Network:
         return sample.cpu()
 
 
+# What an image shows: pictures by the end of their names, and plain JSON.
+Shown = tuple[dict[str, Image.Image], dict[str, Any]]
+Show = Callable[[Network, Path, Any], Shown]
+
+
 def runs(folder: Path, task: str, names: Sequence[str], seed: int, dataset: str) -> Iterator[Path]:
     """Yield the work_dir of the finished run with each of the names, in the profile's folder of runs.
 
@@ -71,33 +76,32 @@ def runs(folder: Path, task: str, names: Sequence[str], seed: int, dataset: str)
             )
 
 
-def draw(
-    network: Network,
-    folder: Path,
-    out: Path,
-    show: Callable[[Path, Any], tuple[dict[str, Image.Image], dict[str, Any]]],
-) -> None:
-    """Write pictures of every image below `folder` to `out`, and what was found to ENTRIES there.
+def draw(work_dirs: Iterable[Path], folder: Path, out: Path, show: Show) -> None:
+    """Write pictures of every image below `folder`, and ENTRIES on what was found, to `out`, for each of the runs.
 
-    `show` takes an image's path and its sample, and returns pictures by the end of their names, and plain JSON. Raises
-    UserError when there is no image, and at the end when some could not be read.
+    `show` takes the network, an image's path and its sample, and returns pictures by the end of their names, and plain
+    JSON. Raises UserError when there is no image, and at the end when some could not be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
     if not paths:
         raise UserError(f"IMAGES {folder} holds no images; correct it")
-    entries: list[dict[str, Any]] = []
-    for path in tqdm(paths, out.name, unit="img"):
-        name = path.relative_to(folder)
-        try:
-            pictures, found = show(path, network(path))
-        except UserError as error:
-            tqdm.write(f"left out: {error}")
-            continue
-        for ending, picture in pictures.items():
-            with atomic_path(out / f"{name}{ending}") as temporary:
-                picture.save(temporary, format="PNG")
-        entries.append({"path": str(name), **found})
-    write_json(out / ENTRIES, {"classes": network.classes, "images": entries})
-    print(f"written: {len(entries)} images and {ENTRIES} in {out}", flush=True)
-    if len(entries) < len(paths):
-        raise UserError(f"{len(paths) - len(entries)} of {len(paths)} images could not be read, see above")
+    unread: set[Path] = set()
+    for work_dir in work_dirs:
+        network, place = Network(work_dir), out / work_dir.parent.name / work_dir.name
+        entries: list[dict[str, Any]] = []
+        for path in tqdm(paths, work_dir.name, unit="img"):
+            name = path.relative_to(folder)
+            try:
+                pictures, found = show(network, path, network(path))
+            except UserError as error:
+                unread.add(path)
+                tqdm.write(f"left out: {error}")
+                continue
+            for ending, picture in pictures.items():
+                with atomic_path(place / f"{name}{ending}") as temporary:
+                    picture.save(temporary, format="PNG")
+            entries.append({"path": str(name), **found})
+        write_json(place / ENTRIES, {"classes": network.classes, "images": entries})
+        print(f"written: {len(entries)} images and {ENTRIES} in {place}", flush=True)
+    if unread:
+        raise UserError(f"{len(unread)} of {len(paths)} images could not be read, see above")

@@ -339,8 +339,8 @@ def test_subjects_are_our_own_checkpoints():
 
 
 def test_a_subject_of_the_user_s():
-    found = subjects(parse("--checkpoint", "their/file.pth", "--name", "theirs"))
-    assert [(s.name, s.path) for s in found] == [("theirs", Path("their/file.pth"))]
+    found = subjects(parse("--checkpoint", "their/file.pth", "--name", "theirs", "--key", "teacher"))
+    assert [(s.name, s.path, s.key) for s in found] == [("theirs", Path("their/file.pth"), "teacher")]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +348,12 @@ def test_a_subject_of_the_user_s():
     [
         (["--checkpoint", "a.pth"], "--checkpoint a.pth needs a label: add NAME=label"),
         (["--name", "a"], "add CHECKPOINT=path"),
+        (["--key", "a"], "add CHECKPOINT=path"),
+        (
+            ["--checkpoint", "zoo:a", "--name", "a"],
+            "zoo:a is neither a file nor one of timm:NAME, torch",
+        ),
+        (["--checkpoint", "hf:../a", "--name", "a"], "hf:../a is neither a file nor one of"),
         (["--checkpoint", "a.pth", "--name", "a/b"], "NAME 'a/b'"),
         (["--checkpoint", "a.pth", "--name", ".."], "NAME '..'"),
     ],

@@ -78,7 +78,7 @@ def test_a_run_is_done_again_for(tmp_path, job, cause):
 
 def test_a_checkpoint_is_hashed_once_a_run(job, monkeypatch):
     hashed = []
-    monkeypatch.setattr("common.run.sha256_of_file", lambda path: hashed.append(path) or "aa")
+    monkeypatch.setattr("common.run.sha256_of_network", lambda path, key: hashed.append(path) or "aa")
     pending([job])
     finish(job)
     assert hashed == [job.subject.path]

@@ -54,14 +54,14 @@ def test_a_finished_run_draws_a_folder_of_images(place: Place, capsys: pytest.Ca
         Image.new("RGB", size, "gray").save(photos / name)
     (photos / "more" / "broken.jpg").write_bytes(b"no image")
     (photos / "notes.txt").touch()
-    command = [f"--runs={place.root / 'runs'}", f"--images={photos}", f"--out={place.root / 'out'}"]
+    command = [f"--runs={place.root / 'runs'}", f"--images={photos}", f"--reports={place.root / 'out'}"]
     with pytest.raises(UserError, match=r"tiny has finished detection on coco, voc; choose one by DATASET"):
         detect.main([*command, "--name=tiny"])
     with pytest.raises(UserError, match="has no finished detection of byol with seed 0; train it first"):
         detect.main([*command, "--method=byol"])
     with pytest.raises(UserError, match="1 of 3 images could not be read"):
         detect.main([*command, "--name=tiny", "--dataset=voc", "--score-threshold=0"])
-    out = place.root / "out" / "tiny-seed0"
+    out = place.root / "out/demo/detection-voc/tiny-seed0"
     assert sorted(path.name for path in out.rglob("*.png")) == ["a.png.png", "b.jpg.png"]
     content = json.loads((out / "predictions.json").read_text())
     assert content["classes"][:2] == ["zero", "one"]

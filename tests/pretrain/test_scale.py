@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 from argparse import Namespace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import ANY, MagicMock, call
 
 import pytest
 import torch
@@ -584,3 +586,33 @@ def test_tensorboard_gets_what_the_log_says(space):
     assert {"train/loss", "train/lr", "train/std", "train/images_per_s"} <= set(read.Tags()["scalars"])
     losses = {event.step: event.value for event in read.Scalars("train/loss")}
     assert losses == {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in log(space)}
+
+
+@pytest.mark.parametrize(
+    ("logger", "opened", "logged", "closed"),
+    [
+        ("wandb", call.init(project="gsg", name="demo/pretrain/simsiam", dir=ANY), "log", call.join()),
+        ("mlflow", call.set_tag("mlflow.runName", "demo/pretrain/simsiam"), "log_metrics", call.end_run()),
+    ],
+)
+def test_another_logger_gets_what_the_log_says(space, monkeypatch, logger, opened, logged, closed):
+    package = MagicMock(__spec__=ModuleSpec(logger, None))
+    package.get_tracking_uri.return_value = "sqlite:///mlflow.db"
+    monkeypatch.setitem(sys.modules, logger, package)
+    run_train("--logger", logger)
+    assert opened in package.mock_calls
+    assert not package.run.log_code.called
+    lines = [entry.args[0] for entry in getattr(package, logged).call_args_list]
+    assert [line["train/loss"] for line in lines] == [pytest.approx(line["loss"]) for line in log(space)]
+    assert package.mock_calls[-1] == closed
+    assert list((space / "runs").rglob("events.out.tfevents*"))  # TensorBoard's, as ever
+    run_train("--logger", logger)  # a logger is not part of the settings: the export stands
+    assert package.mock_calls[-1] == closed
+
+
+def test_a_logger_that_is_not_installed_is_named(space, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for word, says in (("wandb", "LOGGER=wandb needs the package wandb"), ("comet", "unknown LOGGER 'comet'; known:")):
+        with pytest.raises(UserError, match=says):
+            run_train("--logger", word)
+    assert not (space / "runs").exists()

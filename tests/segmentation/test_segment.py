@@ -33,8 +33,15 @@ def test_a_finished_run_draws_a_folder_of_images(place: Place) -> None:
     place.run(main, options=(*SMALL, "train_cfg.max_iters=1"))
     (place.root / "photos").mkdir()
     Image.new("RGB", (70, 40), "gray").save(place.root / "photos" / "a.jpg")
-    out = place.root / "out"
-    segment.main([f"--runs={place.root / 'runs'}", f"--images={place.root / 'photos'}", f"--out={out}", "--name=tiny"])
+    out = place.root / "out/demo/segmentation-ade20k"
+    segment.main(
+        [
+            f"--runs={place.root / 'runs'}",
+            f"--images={place.root / 'photos'}",
+            f"--reports={place.root / 'out'}",
+            "--name=tiny",
+        ]
+    )
     assert Image.open(out / "tiny-seed0/a.jpg.png").size == (70, 40)
     assert Image.open(out / "tiny-seed0/a.jpg.classes.png").size == (70, 40)
     content = json.loads((out / "tiny-seed0/predictions.json").read_text())

@@ -1,5 +1,6 @@
 """`make evaluate`: what it says before, what it runs, how it goes on, and the table at its end."""
 
+import os
 import re
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def chain(tmp_path, monkeypatch):
         def main(self, *argv, ours=False):
             evaluate.main([*argv, *([] if ours else ["--checkpoint", "net.pth", "--name", "mine"])])
 
-    def survey(subjects, wanted, profile, data, root):
+    def survey(subjects, wanted, profile, data, root, processes):
         left_out = {one: made.left_out[one.dataset] for one in wanted if one.dataset in made.left_out}
         return Survey(made.refused, {one: Work(100, 50.0) for one in wanted if one not in left_out}, left_out)
 
@@ -213,11 +214,20 @@ def test_the_survey_measures_what_is_there_and_names_what_is_missing(place: Plac
     assert list(found.left_out) == [missing]
     assert "run `make data DATASET=pets" in found.left_out[missing]
     assert "note: recognition on dtd: " in capsys.readouterr().out
+    shared = warmup.survey([ours], here[1:3], "demo", place.data, processes=1000)
+    for one in here[1:3]:
+        assert shared.work[one].per_second > 50 * found.work[one].per_second
     small = Subject("small", place.checkpoint("resnet18_cifar"), "make pretrain")
     found = warmup.survey([small], [here[2]], "imagenet", place.data)
     assert "run `make data DATASET=voc" in found.left_out[here[2]]
     found = warmup.survey([small], [here[3]], "demo", place.data)
     assert "resnet18_cifar cannot serve a dense task" in found.left_out[here[3]]
+
+
+def test_a_warm_up_that_is_killed_is_one_line(monkeypatch):
+    monkeypatch.setattr(evaluate, "_survey", os._exit)
+    with pytest.raises(UserError, match="the warm-up was killed"):
+        evaluate._surveyed(1)
 
 
 @pytest.mark.parametrize(

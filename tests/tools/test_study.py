@@ -26,7 +26,7 @@ def place(tmp_path, monkeypatch):
         "custom_hooks.0.interval": 1,
     }
     monkeypatch.setitem(SCALES, "cpu", replace(SCALES["cpu"], epochs=1, batch=4, options=options, arguments=()))
-    cifar10_binary(tmp_path / "data")
+    cifar10_binary(tmp_path / "data", per_file=20)
     folders = ["--data", tmp_path / "data", "--runs", tmp_path / "runs", "--study", tmp_path / "study"]
     return lambda *words: study.main([str(word) for word in (*folders, *words)])
 
@@ -37,7 +37,7 @@ def test_a_budget_that_is_spent_adds_one_run_and_the_next_call_the_next(place, t
     record = read_record(path)
     assert (record["task"], record["model"], record["seed"], record["variant"]) == ("study", "simsiam", 0, "cpu")
     assert set(record["metrics"]) == {"knn_top1", "linear_top1"}
-    facts = {"epochs": 1, "batch": 4, "n_train": 40, "n_test": 8, "precision": "float32"}
+    facts = {"epochs": 1, "batch": 4, "n_train": 100, "n_test": 20, "precision": "float32"}
     assert {name: record["protocol"][name] for name in facts} == facts
     assert record["protocol"]["copy"].startswith("CIFAR-10 (unknown copy ")
     assert record["details"]["even_std"] == 0.25
@@ -123,3 +123,10 @@ def test_the_effective_rank_counts_equal_directions():
     x = np.concatenate([directions[:3], -directions[:3]]) + 5.0
     assert study.effective_rank(x) == pytest.approx(3.0, abs=1e-6)
     assert study.effective_rank(np.ones((4, 6))) == 0.0
+
+
+def test_the_validation_images_are_of_every_class_in_any_order():
+    turns, blocks = np.tile(np.arange(10), 40), np.repeat(np.arange(10), 40)
+    for labels in (turns, blocks):
+        assert np.bincount(labels[study.validation(labels)]).tolist() == [4] * 10
+    assert study.validation(np.zeros(20, int)).nonzero()[0].tolist() == [9, 19]

@@ -18,6 +18,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from common.backbones import build_backbone
 from common.checkpoint import load_backbone, load_checkpoint
 from common.errors import UserError
 
@@ -355,6 +356,25 @@ def test_a_project_s_file_gives_its_features(tmp_path, name):
     assert layout in found.layout
     assert prefix in (None, found.prefix)
     same_features(network, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("arch", ["resnet18_cifar", "resnet18_cifar_stemrelu"])
+def test_a_run_of_ours_names_its_network(tmp_path, arch):
+    """Its state is the Runner's. Its tensors do not show the ReLU after the stem, but its config does."""
+    networks = [build_backbone(arch) for _ in range(2)]
+    model = parts(backbone=networks[0], projector=mlp(), target=nn.Sequential(networks[1], mlp()), predictor=mlp(4))
+    config = f"model=dict(\n    backbone=dict(\n        name='{arch}'),\n    type='BYOL')"
+    content = {"meta": {"cfg": config}, "state_dict": model.state_dict(), "message_hub": settings()}
+    torch.save(content, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").prefix == "state_dict.backbone."
+    same_features(networks[0], tmp_path / "a.pth")
+
+
+def test_timm_s_architecture_decides_between_equal_shapes(tmp_path):
+    network = timm.create_model("resnetblur18", num_classes=0)
+    for arch in ("resnetblur18", "resnet19", "seresnet18"):
+        torch.save({"arch": arch, "state_dict": network.state_dict()}, tmp_path / "a.pth")
+        assert load_checkpoint(tmp_path / "a.pth").arch == (arch if arch == "resnetblur18" else "resnet18")
 
 
 def test_detectron2_s_arrays_give_their_features(tmp_path):
