@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import cli
 from common.backbones import RESNETS
-from common.checkpoint import META_KEYS, Checkpoint
+from common.checkpoint import META_KEYS, SOURCE, Checkpoint
 from common.errors import UserError
 from common.files import atomic_write
 from common.images import IMAGENET_MEAN, IMAGENET_STD
@@ -141,11 +141,13 @@ def model_card(
 ) -> str:
     """Return the card in Markdown, with front matter for the Hugging Face Hub; `load` says how to load the files."""
     meta = checkpoint.meta
-    ours = set(META_KEYS) <= set(meta)
+    ours = set(META_KEYS) <= set(meta) and SOURCE not in meta
     facts: dict[str, object] = {"architecture": checkpoint.arch}
     if ours:
         facts |= {word: meta[word] for word in ("feature_dim", "method", "profile", "dataset", "epochs", "seed")}
         facts |= {"settings (SHA-256)": meta["config_sha256"], "commit": meta["git_commit"], "date": meta["created"]}
+    for word, value in meta.get(SOURCE, {}).items():
+        facts[f"imported: {word}"] = value
     facts["input"] = f"RGB in 0-1, minus {list(IMAGENET_MEAN)}, divided by {list(IMAGENET_STD)}"
     facts["checkpoint (SHA-256)"] = checkpoint.sha256
     numbers = [

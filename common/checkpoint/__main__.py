@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common import cli
 from common.backbones import build_backbone, feature_dim
-from common.checkpoint import SCHEMA, Checkpoint, read_tensors, save_checkpoint
+from common.checkpoint import SCHEMA, SOURCE, Checkpoint, read_tensors, save_checkpoint
 from common.checkpoint.layouts import candidates, named_architecture, recognise
 from common.errors import UserError
 from common.files import set_aside, sha256_of_file
@@ -64,7 +64,7 @@ def export(found: Checkpoint, place: Path, profile: str) -> None:
         **{"schema": SCHEMA, "name": place.stem, "method": "imported", "profile": profile, "arch": found.arch},
         **{"feature_dim": feature_dim(build_backbone(found.arch)), "epochs": None, "seed": None, "dataset": None},
         **{"config_sha256": None, "git_commit": git_state()[0]},
-        **{"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "source": source},
+        **{"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), SOURCE: source},
     }
     save_checkpoint(place, tensors, meta)
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older form
-OPERATIONS = 500_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
+OPERATIONS = 1_000_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
 EXPANSION = 10  # times its size that a zip may unpack to; weights do not compress
 DEPTH, NESTED, LONGEST = 50, 1000, 500  # levels; items in nested tuples; characters of a tensor's name
 AXES, TENSORS = 8, 20_000  # of a tensor; of a file
@@ -466,7 +466,7 @@ def _survey(stream: IO[bytes]) -> set[str]:
     for count, (code, argument, _) in enumerate(operations):
         name = code.name
         if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
-            raise UnreadableError(f"holds more than {OPERATIONS:,} objects", NO_CHECKPOINT)
+            raise UnreadableError(f"holds more than {OPERATIONS:,} objects", "save its weights alone")
         if name in NAMING:
             asked.add(argument if name == "GLOBAL" else name)
         if name in PUTS or name == "MEMOIZE":

@@ -187,11 +187,16 @@ def test_the_card_has_settings_metrics_licence_and_citation(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["architecture"] == "resnet18"
 
 
-def test_the_card_of_weights_of_others_claims_nothing(tmp_path):
+@pytest.mark.parametrize("imported", [False, True])
+def test_the_card_of_weights_of_others_claims_nothing(tmp_path, imported):
     path = tmp_path / "theirs.pth"
-    torch.save(build_backbone("resnet18").state_dict(), path)
+    if imported:
+        write(path, source={"file": "moco.pth", "layout": "MoCo"})
+    else:
+        torch.save(build_backbone("resnet18").state_dict(), path)
     folder = run(tmp_path, f"--checkpoint={path}", "--name=theirs", "--format=safetensors") / "demo" / "theirs"
     card = (folder / "safetensors" / "README.md").read_text()
+    assert ("| imported: layout | MoCo |" in card) == imported
     assert yaml.safe_load(card.split("---")[1])["license"] == "other"
     assert "not pretrained by gsg" in card
     assert "No result of these weights is recorded." in card
