@@ -29,7 +29,7 @@ def folders(root):
 def resolved(root, *words):
     """Return the scope of a command that has every argument, with every folder under `root`."""
     command = [*folders(root), *map(str, words)]
-    return resolve("analysis.test", "", command, reads_checkpoint=True, more=add_arguments)
+    return resolve("analysis.test", "", command, "", reads_checkpoint=True, more=add_arguments)
 
 
 def clean_commit(monkeypatch):
