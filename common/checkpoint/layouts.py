@@ -5,6 +5,8 @@ often a second network, beside it (LAYOUTS); and they wrap it in dicts and modul
 """
 
 import re
+import sys
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -178,7 +180,9 @@ def candidates(tensors: dict[str, Tensor], arch: str | None = None) -> list[Netw
                 parts = {name: value or "" for name, value in match.groupdict().items()}
                 prefix = parts.pop("prefix")
                 found.setdefault((prefix, form), {})[_place(parts)] = key
-    networks = [n for (prefix, form), places in found.items() if (n := _network(prefix, form, places, tensors, arch))]
+    keys = sorted(tensors)
+    made = (_network(prefix, form, places, tensors, keys, arch) for (prefix, form), places in found.items())
+    networks = [network for network in made if network is not None]
     return sorted(networks, key=lambda network: (network.problem is not None, -len(network.tensors)))
 
 
@@ -196,9 +200,14 @@ def _place(parts: dict[str, str]) -> tuple[str, ...]:
 
 
 def _network(
-    prefix: str, form: Form, places: dict[tuple[str, ...], str], tensors: dict[str, Tensor], arch: str | None
+    prefix: str,
+    form: Form,
+    places: dict[tuple[str, ...], str],
+    tensors: dict[str, Tensor],
+    keys: list[str],
+    arch: str | None,
 ) -> Network | None:
-    """Return the network of these places, or None if they are not a stem and four stages."""
+    """Return the network of these places, or None if they have not four stages. `keys` are the tensors', sorted."""
     stages = sorted({int(stage) for stage, block, _, _ in places if block})
     if len(stages) != 4 or stages[3] - stages[0] != 3:
         return None
@@ -217,8 +226,9 @@ def _network(
         network.tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
     network.arch = arch if _fits(arch, shapes) else architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
-    inside = [key for key in tensors if key.startswith(prefix) and form.inside.match(key, len(prefix))]
-    network.problem = _problem(shapes, network.arch, [key for key in inside if key not in network.taken])
+    under = keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]
+    foreign = [key for key in under if form.inside.match(key, len(prefix)) and key not in network.taken]
+    network.problem = _problem(shapes, network.arch, foreign)
     stem = shapes.get("conv1.weight", ())[2:]
     if form.name == "numbered layers" and not (stages[0] == 4 or (stages[0] in (2, 3) and stem == (3, 3))):
         network.problem = f"its blocks begin at {stages[0]}, behind a stem that no ResNet has"

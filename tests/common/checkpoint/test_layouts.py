@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.backbones import build_backbone
-from common.checkpoint import load_backbone, load_checkpoint
+from common.checkpoint import load_checkpoint
 from common.errors import UserError
 
 
@@ -339,11 +339,14 @@ SLOW = ("resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 FILES |= {arch: (lambda arch=arch: (lambda n: (n, n.state_dict()))(resnet(arch)), "torchvision", "") for arch in SLOW}
 
 
-def same_features(theirs, path, **options):
+def same_features(theirs, path):
+    """Compare the features of a checkpoint with its project's, and return the checkpoint."""
     theirs = pooled(theirs) if hasattr(theirs, "fc") else theirs
     images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    found = load_checkpoint(path)
     with torch.no_grad():
-        torch.testing.assert_close(load_backbone(path, **options)(images), theirs.eval()(images).flatten(1))
+        torch.testing.assert_close(found.backbone()(images), theirs.eval()(images).flatten(1))
+    return found
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FILES])
@@ -352,10 +355,9 @@ def test_a_project_s_file_gives_its_features(tmp_path, name):
     torch.manual_seed(0)
     network, content = make()
     torch.save(content, tmp_path / "a.pth")
-    found = load_checkpoint(tmp_path / "a.pth")
+    found = same_features(network, tmp_path / "a.pth")
     assert layout in found.layout
     assert prefix in (None, found.prefix)
-    same_features(network, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("arch", ["resnet18_cifar", "resnet18_cifar_stemrelu"])
@@ -366,8 +368,7 @@ def test_a_run_of_ours_names_its_network(tmp_path, arch):
     config = f"model=dict(\n    backbone=dict(\n        name='{arch}'),\n    type='BYOL')"
     content = {"meta": {"cfg": config}, "state_dict": model.state_dict(), "message_hub": settings()}
     torch.save(content, tmp_path / "a.pth")
-    assert load_checkpoint(tmp_path / "a.pth").prefix == "state_dict.backbone."
-    same_features(networks[0], tmp_path / "a.pth")
+    assert same_features(networks[0], tmp_path / "a.pth").prefix == "state_dict.backbone."
 
 
 def test_timm_s_architecture_decides_between_equal_shapes(tmp_path):
@@ -379,8 +380,7 @@ def test_timm_s_architecture_decides_between_equal_shapes(tmp_path):
 
 def test_detectron2_s_arrays_give_their_features(tmp_path):
     network = detectron2(tmp_path / "a.pkl")
-    assert load_checkpoint(tmp_path / "a.pkl").layout == "detectron2's names"
-    same_features(network, tmp_path / "a.pkl")
+    assert same_features(network, tmp_path / "a.pkl").layout == "detectron2's names"
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
