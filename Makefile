@@ -114,13 +114,14 @@ HAS  := $(if $(wildcard $(VENV)/.complete),$(shell cat '$(subst ','\'',$(value V
 KIND := $(or $(TORCH),$(HAS),cuda)
 OTHER = $(filter-out $(KIND),$(HAS))
 PIP   = "$$VENV"/bin/python -m pip install --disable-pip-version-check --no-deps
-$(VENV)/.complete: requirements.txt pyproject.toml $(if $(filter cpu,$(KIND)),$(UV)) $(if $(OTHER),FORCE)
+$(VENV)/.complete: requirements.txt pyproject.toml $(if $(OTHER),FORCE)
 	@$(if $(OTHER),false,"$$VENV"/bin/python -m pip --version >/dev/null 2>&1) || { $(PICK); \
 		"$$python" -m venv $$([ ! -f "$$VENV"/pyvenv.cfg ] || echo --clear) "$$VENV"; }
 	@echo "setting up $$VENV: $$("$$VENV"/bin/python -V), torch for $(KIND); after an interruption the same command goes on"
 ifeq ($(KIND),cpu)
 	@awk '/^[^ ]/ {skip = /^(torch|triton|cuda-|nvidia-)/} !skip' requirements.txt > "$$VENV"/requirements.txt
 	$(PIP) --require-hashes -r "$$VENV"/requirements.txt
+	@[ -x "$(UV)" ] || $(MAKE) --no-print-directory "$(UV)" TORCH=
 	"$(UV)" pip install --python "$$VENV" --no-deps --torch-backend cpu $$(sed -n 's/^\(torch[a-z]*==[^ ]*\).*/\1/p' requirements.txt)
 else
 	$(PIP) --require-hashes -r requirements.txt

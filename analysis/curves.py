@@ -19,6 +19,7 @@ PANELS = {
     "std": "Std of projections",
     "knn": "kNN accuracy (%)",
 }
+LEAST = 3  # epochs that make a curve
 AXES = {"epoch": "epoch", "seconds": "wall-clock time"}
 
 
@@ -57,7 +58,7 @@ def build(scope: Scope) -> Path:
     def make() -> None:
         from analysis import drawing
 
-        drawing.curves(epochs, panels, PANELS, stem)
+        drawing.curves(epochs, panels, PANELS, stem, LEAST)
 
     make_once(scope.folder, "curves", inputs, files, make)
     return files[0]

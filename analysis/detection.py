@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from analysis.labels import Corners
 from analysis.names import CLASS_COLOURS, DATASETS, model_name, model_order
 from analysis.products import digest_of_code, digest_of_files, figure_files, make_once
 from analysis.scope import Scope
@@ -13,7 +14,6 @@ from common.images import read_image
 
 ROWS = 10
 TASK = "detection-"  # the runs' folders begin with it
-Corners = tuple[float, float, float, float]
 
 
 class Box(NamedTuple):
@@ -125,7 +125,7 @@ def _build(scope: Scope, dataset: str, predictions: list[Predictions]) -> Path:
         if not photo.is_file():
             raise UserError(f"image {photo} of {first.file} is missing; restore the data set")
     files = [*photos, *(one.file for one in predictions)]
-    inputs = [digest_of_code("detection"), *(one.model for one in predictions), digest_of_files(files)]
+    inputs = [digest_of_code("detection", "labels"), *(one.model for one in predictions), digest_of_files(files)]
 
     def make() -> None:
         from analysis import drawing

@@ -14,8 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL.Image import Image
 
+from analysis.labels import Corners, label_places
 from analysis.names import CLASS_COLOURS, DATASETS, METRIC_NAMES, ink_on, method_of, model_colour, model_name
 from analysis.products import figure_files
 from common.files import atomic_path, atomic_write, sha256_of_text
@@ -29,7 +31,7 @@ CLASSES_WITH_NAMES = 20  # a t-SNE of more classes has no legend
 SEGMENTATION_LEGEND = 151  # classes at most: all of ADE20K's, and unlabelled
 
 Colours = Sequence[int]
-Mark = tuple[tuple[float, float, float, float], str, str, bool]  # corners in pixels, colour, text, dashed
+Mark = tuple[Corners, str, str, bool]  # corners in pixels, colour, text, dashed
 
 plt.rcParams.update(
     {
@@ -78,11 +80,12 @@ def save_for_page(figure: Figure, path: Path) -> None:
 
 def curves(
     lines_of: Mapping[str, list[dict[str, Any]]], panels: Mapping[Path, tuple[str, str]], titles: Mapping[str, str],
-    stem: Path,
+    stem: Path, least: int,
 ) -> None:  # fmt: skip
     """Draw the training curves: one figure of all panels, and one SVG per panel.
 
-    `lines_of` has the epochs of each model; `panels` says which key each SVG shows against which axis.
+    `lines_of` has the epochs of each model; `panels` says which key each SVG shows against which axis. Fewer than
+    `least` points are not joined.
     """
     rows = list(dict.fromkeys(axis for _, axis in panels.values()))
     keys = [key for key in titles if any(key == shown for shown, _ in panels.values())]
@@ -90,26 +93,29 @@ def curves(
     figure, axes = plt.subplots(len(rows), len(keys), figsize=size, squeeze=False, layout="constrained")
     for row, axis in zip(axes, rows, strict=True):
         for place, key in zip(row, keys, strict=True):
-            _curve(place, lines_of, key, axis, titles[key])
+            _curve(place, lines_of, key, axis, titles[key], least)
     handles = {label: h for place in axes.flat for h, label in zip(*place.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     save(figure, stem)
     for path, (key, axis) in panels.items():
         figure, place = plt.subplots(figsize=(3, 2.2), layout="constrained")
-        _curve(place, lines_of, key, axis, titles[key])
+        _curve(place, lines_of, key, axis, titles[key], least)
         save_for_page(figure, path)
 
 
-def _curve(place: Axes, lines_of: Mapping[str, list[dict[str, Any]]], key: str, axis: str, title: str) -> None:
+def _curve(
+    place: Axes, lines_of: Mapping[str, list[dict[str, Any]]], key: str, axis: str, title: str, least: int
+) -> None:
     longest = max((line.get(axis, 0) for lines in lines_of.values() for line in lines), default=0)
     unit, seconds = max((u for u in UNITS if u[1] * 2 <= longest), key=lambda u: u[1], default=UNITS[0])
     scale = seconds if axis == "seconds" else 1
     for position, (model, lines) in enumerate(lines_of.items()):
         points = [(line[axis] / scale, line[key]) for line in lines if key in line and axis in line]
         if points:
-            # A marker makes a curve of one point visible.
-            marker: dict[str, Any] = {"marker": "o" if len(points) < 15 else "", "markersize": 3}
-            place.plot(*zip(*points, strict=True), **_line(model, position), **marker)
+            style = _line(model, position) | {"marker": "o" if len(points) < 15 else "", "markersize": 3}
+            if len(points) < least:
+                style["linestyle"] = ""
+            place.plot(*zip(*points, strict=True), **style)
     place.set_title(title, fontsize=8)
     place.set_xlabel(f"time ({unit})" if axis == "seconds" else "epoch")
     if axis == "epoch":
@@ -151,6 +157,7 @@ def _validation_curves(axis: Axes, records: Mapping[str, dict[str, Any]]) -> Non
         ylabel=f"validation {METRIC_NAMES.get(metric, metric)} (%)",
         title=DATASETS.get(dataset, dataset),
     )
+    axis.xaxis.set_major_locator(LogLocator(numticks=5))  # matplotlib's own labels of twelve decades touch
     axis.xaxis.set_major_formatter("{x:g}")  # matplotlib's own writes powers as formulas
 
 
@@ -173,7 +180,7 @@ def _geometry(measured: Mapping[str, Mapping[str, float]]) -> Figure:
     place.margins(0.2)
     place.locator_params(nbins=4)
     place.set(xlabel="uniformity (lower: spread)", ylabel="alignment (lower: together)")
-    place.legend(fontsize=SMALL)
+    figure.legend(fontsize=SMALL, loc="outside lower center", ncols=2)  # where it hides no point
     return figure
 
 
@@ -278,19 +285,22 @@ def detection(
         for axis, marks in zip(row, columns, strict=True):
             axis.imshow(photo)
             axis.set_axis_off()
-            for mark in marks:
-                _box(axis, *mark)
+            point = 1.1 * photo.width / (72 * DETECTION_COLUMN)  # pixels; the layout makes columns a little narrower
+            sizes = [((3.5 * len(text) + 2) * point, 8 * point) for _, _, text, _ in marks]
+            places = label_places([corners for corners, *_ in marks], sizes, photo.size)
+            for mark, (left, top), (_, high) in zip(marks, places, sizes, strict=True):
+                _box(axis, *mark, (left, top + high))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     figure.supxlabel(note, fontsize=9)
     save(figure, stem)
 
 
-def _box(axis: Axes, corners: tuple[float, float, float, float], colour: str, text: str, dashed: bool) -> None:
+def _box(axis: Axes, corners: Corners, colour: str, text: str, dashed: bool, foot: tuple[float, float]) -> None:
     x0, y0, x1, y1 = corners
     # On the axes, pixel k of an image reaches from k - 0.5 to k + 0.5. With white below it, an edge shows on any photo.
     for edge, width, line in (("white", 2.6, "-"), (colour, 1.4, "--" if dashed else "-")):
         place = (x0 - 0.5, y0 - 0.5)
         axis.add_patch(plt.Rectangle(place, x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=width, linestyle=line))
     patch = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-    axis.text(x0, y0, text, fontsize=5.5, color=ink_on(colour), verticalalignment="bottom", bbox=patch, clip_on=True)
+    axis.text(*foot, text, fontsize=5.5, color=ink_on(colour), verticalalignment="bottom", bbox=patch, clip_on=True)

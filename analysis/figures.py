@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from analysis import detection, segmentation
+from analysis.labels import label_places
 from analysis.names import DATASETS, ink_on, model_name
 from analysis.scope import Scope, resolve
 from common import cli
@@ -20,7 +21,7 @@ from common.errors import UserError
 from common.images import read_image
 
 WIDTH = 512  # pixels, at most
-LEGEND_UP_TO = 40  # classes
+LEGEND_UP_TO = 40  # classes; of more, the legend has what is no class alone
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 def compare_segmentation(scope: Scope) -> Comparison:
     """Return the images of the segmentation figure. Raises UserError when one is missing."""
     predictions = segmentation.find_predictions(scope)
-    palette, classes = (predictions[0].index[key] for key in ("palette", "classes"))
+    palette = predictions[0].index["palette"]
     models = [model_name(one.model) for one in predictions]
     layers: dict[str, list[str]] = {name: [] for name in ("Image", "Ground truth", *models)}
     seen: set[int] = set()
@@ -69,10 +70,10 @@ def compare_segmentation(scope: Scope) -> Comparison:
         coloured = [class_map(Image.fromarray(segmentation.colour(one, palette))) for one in maps]
         for layer, picture in zip(layers.values(), [photo(image), *coloured], strict=True):
             layer.append(picture)
-    shown = sorted(label for label in seen if label >= 0)
-    legend = [(classes[k], "#{:02x}{:02x}{:02x}".format(*palette[k])) for k in shown]
-    names = [Path(image).stem for image, _ in predictions[0].pairs]
-    return Comparison(names, layers, legend if len(shown) <= LEGEND_UP_TO else [])
+    if len(seen) > LEGEND_UP_TO:
+        seen &= {-1}
+    legend = [(name, "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in segmentation.legend(predictions[0], seen)]
+    return Comparison([Path(image).stem for image, _ in predictions[0].pairs], layers, legend)
 
 
 def compare_detection(scope: Scope) -> dict[str, Comparison]:
@@ -106,14 +107,17 @@ def draw_boxes(size: tuple[int, int], boxes: list[detection.Box], classes: list[
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
     ]
-    for (x0, y0, x1, y1), colour, text, dashed in (box.mark(classes) for box in boxes):
+    marks = [box.mark(classes) for box in boxes]
+    high = 14 * unit
+    sizes = [(6.6 * unit * len(text) + 4 * unit, high) for _, _, text, _ in marks]
+    for (x0, y0, x1, y1), colour, _, dashed in marks:
         place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" fill="none"'
         dashes = f' stroke-dasharray="{6 * unit:.1f}"' if dashed else ""
         # With white below it, an edge shows on any photo.
         parts.append(f'<rect {place} stroke="#fff" stroke-width="{3.5 * unit:.1f}"/>')
         parts.append(f'<rect {place} stroke="{colour}" stroke-width="{2 * unit:.1f}"{dashes}/>')
-        wide, high, top = 6.6 * unit * len(text) + 4 * unit, 14 * unit, max(0.0, y0 - 14 * unit)
-        left = max(0.0, min(x0, width - wide))
+    places = label_places([corners for corners, *_ in marks], sizes, size)
+    for (_, colour, text, _), (wide, _), (left, top) in zip(marks, sizes, places, strict=True):
         parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{colour}"/>')
         style = f'font-family="monospace" font-size="{11 * unit:.1f}" fill="{ink_on(colour)}"'
         parts.append(f'<text x="{left + 2 * unit:.1f}" y="{top + 10.8 * unit:.1f}" {style}>{escape(text)}</text>')

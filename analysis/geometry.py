@@ -18,7 +18,7 @@ from common.run import Subject
 
 EXAMPLES = """
 make geometry
-make geometry CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make geometry CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/birds
 """
 
 

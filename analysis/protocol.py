@@ -23,9 +23,8 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
 WHAT = {
     "demo": (
         "Demo: a ResNet-18 pretrained for two epochs on 1,437 embedded images of handwritten digits, then every "
-        "benchmark on embedded data in the official layouts. It shows that the chain works. None of its numbers can "
-        "be compared with the paper's, and the network as initialised is nearly as good: they do not say which "
-        "method is better."
+        "benchmark on embedded data in the official layouts. It shows that the chain works. The network as "
+        "initialised is nearly as good, so its numbers do not say which method is better."
     ),
     "cifar10": (
         "The paper's CIFAR-10 setting (appendix B.2, C.2): a ResNet-18 variant, 200 epochs at batch 128 as in "
@@ -59,7 +58,7 @@ def facts(records: Iterable[Mapping[str, Any]]) -> list[Fact]:
         here = dict(settings[key].most_common(1)[0][0])
         of_paper = _RECOGNITION if task == "recognition" else PAPER.get((task, _counterpart(task, dataset)), {})
         agrees = all(here.get(name) == value for name, value in of_paper.items()) if of_paper else None
-        shown.append(Fact(benchmark_name(*key), _words(here), _words(of_paper), agrees))
+        shown.append(Fact(benchmark_name(*key), words(here), words(of_paper), agrees))
     return shown
 
 
@@ -67,8 +66,8 @@ def _counterpart(task: str, dataset: str) -> str:
     return "imagenet" if dataset == "digits" and task in ("knn", "linear") else dataset
 
 
-def _words(settings: Mapping[str, Any]) -> str:
-    """Return the settings in words, without hashes and without what nobody changed."""
+def words(settings: Mapping[str, Any]) -> str:
+    """Return a record's or the paper's settings in words, without hashes and without what nobody changed."""
     shown = {name: value for name, value in settings.items() if name not in ("data", "config")}
     return ", ".join(
         f"{setting_name(name)} {f'{value:,}' if type(value) is int else value}"

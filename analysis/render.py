@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from string import ascii_lowercase
 
+from analysis.statistics import resolution
 from analysis.table import HOLE, Cell, Row, Table, head_groups, number
 
 BLOCK = 7  # columns of a LaTeX table side by side
@@ -19,6 +20,7 @@ def markdown(table: Table) -> str:
         if section.title:
             lines.append([f"*{section.title}*", *("" for _ in table.columns)])
         lines += [_row(table, row, _md, "**{}**", "_{}_", "<sup>{}</sup>") for group in section.groups for row in group]
+    lines += [[f"*{head}*", *map(_md, texts)] for head, texts in resolution(table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (width - 1) + (":" if k else "-") for k, width in enumerate(widths)]
     padded = [
@@ -29,7 +31,7 @@ def markdown(table: Table) -> str:
         for line in (lines[0], rule, *lines[1:])
     ]
     body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
-    under = [f"\n{_md(_sentence(table))}\n"] if table.remarks else []
+    under = [f"\n{_md(said)}\n"] if (said := sentence(table)) else []
     under += [f"\n<sup>{mark(k)}</sup> {_md(note)}\n" for k, note in enumerate(table.notes)]
     return f"### {table.title}\n\n{body}{''.join(under)}"
 
@@ -39,7 +41,7 @@ def latex(table: Table) -> str:
 
     Many columns are split into blocks below each other, and a block that is too wide shrinks to the text's width.
     """
-    under = [tex(_sentence(table))] if table.remarks else []
+    under = [tex(said)] if (said := sentence(table)) else []
     under += [rf"\textsuperscript{{{mark(k)}}} {tex(note)}." for k, note in enumerate(table.notes)]
     blocks = [_block(table, columns) for columns in _blocks(table)]
     return "\n".join(
@@ -91,6 +93,12 @@ def mark(k: int) -> str:
 def marks(table: Table, cell: Cell) -> str:
     """Return the marks of a cell's notes, separated by commas."""
     return ",".join(mark(table.notes.index(note)) for note in cell.notes)
+
+
+def sentence(table: Table) -> str:
+    """Return what explains the table's marks, as one sentence; "" if it has none."""
+    text = "; ".join(table.remarks)
+    return text and f"{text[0].upper()}{text[1:]}."
 
 
 def tex(text: str) -> str:
@@ -152,6 +160,9 @@ def _block(table: Table, columns: list[int]) -> str:
             for row in rows:
                 cells = _row(table, row, tex, r"\textbf{{{}}}", r"\underline{{{}}}", r"\textsuperscript{{{}}}")
                 body.append(" & ".join([cells[0], *(cells[1 + k] for k in columns)]) + r" \\")
+    for k, (head, texts) in enumerate(resolution(table)):
+        body += [] if k else [r"\midrule"]
+        body.append(" & ".join([rf"\textit{{{head}}}", *(tex(texts[k]) for k in columns)]) + r" \\")
     return "\n".join(
         [
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -181,11 +192,6 @@ def _row(table: Table, row: Row, escape: Callable[[str], str], best: str, tied: 
 def _values(cell: Cell) -> list[object]:
     shown = (cell.text if cell.mean is None else cell.mean, cell.std, cell.n or None, cell.p)
     return [*("" if value is None else value for value in shown), "; ".join(cell.notes)]
-
-
-def _sentence(table: Table) -> str:
-    text = "; ".join(table.remarks)
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _md(text: str) -> str:

@@ -30,15 +30,26 @@ for (const table of all("table.results")) {
   }
 }
 
+// What is wider than its place says so, until the reader has come to its end.
+for (const box of all(".scroll")) {
+  const look = () => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  box.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(box);
+}
+
 for (const button of all("button.copy")) {
   button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copy);
+    const content = document.getElementById(button.dataset.copy).href.split(",")[1];
+    const text = new TextDecoder().decode(Uint8Array.from(atob(content), (character) => character.charCodeAt(0)));
     try {
-      await navigator.clipboard.writeText(source.textContent);
+      await navigator.clipboard.writeText(text);
     } catch {  // without permission, select the text and copy it the old way
-      source.parentElement.open = true;
-      getSelection().selectAllChildren(source);
+      const area = document.createElement("textarea");
+      area.value = text;
+      button.after(area);
+      area.select();
       document.execCommand("copy");
+      area.remove();
     }
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = "Copy as LaTeX"; }, 2000);

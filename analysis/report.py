@@ -18,6 +18,7 @@ from analysis import (
     render,
     scoreboard,
     segmentation,
+    summary,
     sweeps,
     table,
     tables,
@@ -26,8 +27,9 @@ from analysis import (
 from analysis.figures import Comparison, uri
 from analysis.names import CLASS_COLOURS, METRIC_NAMES, benchmark_name, model_colour, model_name
 from analysis.products import digest_of_files, is_unchanged, make_once, not_comparable
-from analysis.records import in_order, report_problems
+from analysis.records import in_order, report_problems, settings_of
 from analysis.scope import Scope, resolve
+from analysis.statistics import resolution
 from common import cli
 from common.errors import UserError
 from common.files import atomic_write
@@ -101,8 +103,11 @@ def build(scope: Scope) -> tuple[Path, list[str]]:
     notes = [note for _, note in made]
     records, problems = read_records(scope.results, scope.profile)
     problems += scoreboard.read_published(scope.profile)[1]
-    inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), *problems]
-    make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records)))
+    answers, damaged = summary.answers() if scope.profile != "imagenet" else ([], [])
+    problems += damaged
+    inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), repr(answers), *problems]
+    inputs.append(summary.repository())
+    make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records), answers))
     return page, problems + curves.read_curves(scope).problems + sweeps.read_curves(scope)[1]
 
 
@@ -116,12 +121,19 @@ def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:
         "task": record["task"],
         "seed": record["seed"],
         "numbers": [(METRIC_NAMES.get(name, name), f"{value:.2f}") for name, value in record["metrics"].items()],
+        "settings": protocol.words(dict(settings_of(record))),
         "path": str(key.path(results)),
         "json": json.dumps(about, indent=1, ensure_ascii=False),
     }
 
 
-def _write(page: Path, scope: Scope, made: list[tuple[list[Path], str]], records: list[dict[str, Any]]) -> None:
+def _write(
+    page: Path,
+    scope: Scope,
+    made: list[tuple[list[Path], str]],
+    records: list[dict[str, Any]],
+    answers: list[summary.Answers],
+) -> None:
     import jinja2
 
     try:
@@ -135,6 +147,7 @@ def _write(page: Path, scope: Scope, made: list[tuple[list[Path], str]], records
     ).get_template(SOURCES[0])
     sources = [provenance(record, scope.results) for record in records]
     places = {source["path"]: k for k, source in enumerate(sources)}
+    titles = {kind: title for kind, (title, _) in tables.KINDS.items()}
     text = template.render(
         profile=scope.profile,
         style=style,
@@ -142,7 +155,17 @@ def _write(page: Path, scope: Scope, made: list[tuple[list[Path], str]], records
         what=protocol.WHAT[scope.profile],
         warning=not_comparable(scope.profile),
         facts=protocol.facts(records),
+        result=summary.result(shown),
+        dates=summary.dates(records),
+        commits=summary.commits(records),
+        repository=summary.repository(),
+        downloads=summary.downloads({titles[table.key]: table for table in shown}, records),
+        answers=answers,
+        counts=summary.counts(answers),
+        report_of_study=summary.report_of_study(scope.folder),
+        titles=titles,
         tables=shown,
+        resolution=resolution,
         render=render,
         number=table.number,
         head_groups=table.head_groups,
@@ -217,6 +240,8 @@ def _segmentation(scope: Scope) -> list[Path]:
 
 def _show_curves(files: list[Path], scope: Scope) -> dict[str, Any]:
     lines_of = curves.read_curves(scope).epochs
+    if max(map(len, lines_of.values())) < curves.LEAST:
+        return _few_epochs(lines_of)
     panels = curves.page_files(lines_of, files[0].with_suffix(""))
     charts = []
     for axis, title in curves.AXES.items():
@@ -225,6 +250,17 @@ def _show_curves(files: list[Path], scope: Scope) -> dict[str, Any]:
             charts.append((f"Against {title}" + ("s" if axis == "epoch" else ""), of_axis))
     legend = [(model_name(m), model_colour(m, k), "gsg" not in m) for k, m in enumerate(lines_of)]
     return {"charts": charts, "legend": legend, "alt": "Line chart of " + ", ".join(name for name, _, _ in legend)}
+
+
+def _few_epochs(lines_of: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the epochs as a table: too few for curves."""
+    shown = {**curves.PANELS, "seconds": "Seconds"}
+    rows = [
+        (f"{model_name(model)}, epoch {line['epoch']}", [f"{line[key]:.4g}" if key in line else "—" for key in shown])
+        for model, lines in lines_of.items()
+        for line in lines
+    ]
+    return {"numbers": rows, "heads": list(shown.values())}
 
 
 def _show_geometry(files: list[Path], scope: Scope) -> dict[str, Any]:
@@ -275,8 +311,8 @@ PARTS = (
     Part(
         "curves",
         "Pretraining",
-        "One point per epoch. The standard deviation is of the L2-normalised projections: near 0, the network has "
-        "collapsed.",
+        "The end of each epoch of one run per method. The standard deviation is of the L2-normalised projections: "
+        "near 0, the network has collapsed.",
         _curves,
         _show_curves,
     ),
@@ -291,16 +327,16 @@ PARTS = (
     Part(
         "tsne",
         "t-SNE of the test features",
-        "Each point is a test image. The numbers are of the features themselves and of the map: silhouette and kNN "
-        "purity say how well classes are separated, trustworthiness how far neighbours on the map are neighbours among "
-        "the features.",
+        "Each point is a test image, and each map is of one run of a method. The numbers are of the features "
+        "themselves and of the map: silhouette and kNN purity say how well classes are separated, trustworthiness how "
+        "far neighbours on the map are neighbours among the features.",
         _tsne,
         _show_tsne,
     ),
     Part(
         "segmentation",
         "Segmentation",
-        "The first validation images, their ground truth and each method's prediction. Black is unlabelled.",
+        "The first validation images, their ground truth and each method's prediction.",
         _segmentation,
         _show_segmentation,
     ),
@@ -315,8 +351,8 @@ PARTS = (
     Part(
         "sweeps",
         "Sweeps of the weight decay",
-        "The validation metric of logistic regression at each weight decay. The diamond is chosen; open circles "
-        "stopped before they converged.",
+        "The validation metric of logistic regression at each weight decay, for one run per method. The diamond is "
+        "chosen; open circles stopped before they converged.",
         _sweeps,
         _show_sweeps,
     ),

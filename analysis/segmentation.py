@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.images import read_class_map, read_image
 
 ROWS = 10  # the paper shows the first ten images
+UNLABELLED = ("unlabelled", [0, 0, 0])
 PREDICT = "run the segmentation again"
 _KEYS = ("images", "annotations", "palette", "classes")
 
@@ -72,10 +73,9 @@ def build(scope: Scope) -> Path:
         drawn = list(rows(predictions, scope.data))
         palette = first.index["palette"]
         coloured = [(photo, [colour(one, palette) for one in maps]) for photo, maps in drawn]
-        labels = np.unique(np.concatenate([np.unique(one) for _, maps in drawn for one in maps])).tolist()
+        seen = {label for _, maps in drawn for one in maps for label in np.unique(one).tolist()}
         titles = ["Image", "Ground truth", *(model_name(p.model) for p in predictions)]
-        legend = [(first.index["classes"][k], palette[k]) for k in labels if k >= 0]
-        drawing.segmentation(titles, coloured, legend + [("unlabelled", [0, 0, 0])] * (-1 in labels), stem)
+        drawing.segmentation(titles, coloured, legend(first, seen), stem)
 
     make_once(scope.folder, "segmentation", inputs, figure_files(stem), make)
     return figure_files(stem)[0]
@@ -103,6 +103,15 @@ def rows(predictions: list[Predictions], data: Path) -> Iterator[tuple[Image, li
         maps = [read_class_map(data / annotation, size, classes).astype(int) - 1]
         maps += [read_class_map(p.of(image), size, classes - 1, remedy=PREDICT).astype(int) for p in predictions]
         yield photo, maps
+
+
+def legend(predictions: Predictions, seen: set[int]) -> list[tuple[str, list[int]]]:
+    """Return the name and the RGB colour of each class in `seen`, -1 being unlabelled; one entry per colour."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for label in sorted(seen, key=lambda label: (label < 0, label)):
+        name, rgb = (predictions.index[key][label] for key in ("classes", "palette")) if label >= 0 else UNLABELLED
+        names.setdefault(tuple(rgb), []).append(name)
+    return [(" or ".join(of_colour), list(rgb)) for rgb, of_colour in names.items()]
 
 
 def colour(classes: np.ndarray, palette: list[list[int]]) -> np.ndarray:

@@ -1,13 +1,16 @@
-"""What the numbers of a table are: means over seeds, differences and their test, ranks, and which are best."""
+"""What the numbers of a table are: means over seeds, differences and their test, ranks, which are best, how exact."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 from statistics import fmean, stdev
 
-from analysis.table import Cell
+from analysis.names import METRIC_NAMES
+from analysis.table import Cell, Table
 
 LEAST_SEEDS = 3  # for the paired test
+# Metrics that count images: each image is right or wrong, and weighs as much as any other.
+COUNTS = {METRIC_NAMES[name] for name in ("top1", "top5", "best_top1", "best_top5", "accuracy")}
 
 
 def mean(by_seed: Mapping[int, float]) -> Cell:
@@ -21,11 +24,11 @@ def mean(by_seed: Mapping[int, float]) -> Cell:
 def mark_best(column: Mapping[str, Cell], lower: bool) -> dict[str, Cell]:
     """Return a column's cells (by model) with the best marked, and those within its standard deviation.
 
-    Numbers with unusual settings do not compete, and a number alone is not best. Numbers that look equal when printed
-    are equally best.
+    Numbers of one seed or with unusual settings do not compete, and a number alone is not best. Numbers that look
+    equal when printed are equally best.
     """
     sign = -1 if lower else 1
-    shown = {model: round(sign * c.mean, 2) for model, c in column.items() if c.mean is not None and c.usual}
+    shown = {m: round(sign * c.mean, 2) for m, c in column.items() if c.mean is not None and c.usual and c.n > 1}
     if len(shown) < 2:
         return dict(column)
     top = max(shown.values())
@@ -62,6 +65,31 @@ def paired_test(differences: Sequence[float]) -> float | None:
     return float(2 * stdtr(len(differences) - 1, -abs(t)))
 
 
+def resolution(table: Table) -> list[tuple[str, list[str]]]:
+    """Return the rows below a table that say how exact it is: the head of each, and a text per column.
+
+    They are the number of test images and, of metrics that count images, what one of them is worth in points and the
+    standard error of the column's mean over the draw of the test images (Agresti and Coull, 1998), from the numbers
+    with the column's usual settings. If no record says its test images, there are no rows.
+    """
+    of_columns = []
+    for k, (_, metric) in enumerate(table.columns):
+        models = (row.cells[k] for row in table.rows if row.baseline is None)
+        cells = [cell for cell in models if len(cell.settings) == 1 and cell.usual]
+        n = next((dict(cell.settings[0]).get("n_test") for cell in cells), None)
+        if not isinstance(n, int) or n < 1:
+            of_columns.append(("", "", ""))
+        elif metric not in COUNTS:
+            of_columns.append((f"{n:,}", "", ""))
+        else:
+            share = (fmean(cell.mean or 0.0 for cell in cells) / 100 * n + 2) / (n + 4)
+            of_columns.append((f"{n:,}", f"{100 / n:.2g}", f"± {100 * sqrt(share * (1 - share) / (n + 4)):.2g}"))
+    if not any(size for size, *_ in of_columns):
+        return []
+    heads = ("test images", "points per image", "standard error over images")
+    return [(head, list(texts)) for head, texts in zip(heads, zip(*of_columns, strict=True), strict=True) if any(texts)]
+
+
 def append_average(rows: list[list[Cell]], averaged: Sequence[int]) -> None:
     """Append to each row its average over the columns `averaged` and its average rank; a row with a hole gets holes.
 
@@ -89,5 +117,5 @@ def append_average(rows: list[list[Cell]], averaged: Sequence[int]) -> None:
             "settings": tuple(s for part in parts for s in part.settings),
             "usual": all(part.usual for part in parts),
         }
-        rank = Cell(fmean(r + s for r, s in zip(ranks, shared, strict=True)), n=1)
+        rank = Cell(fmean(r + s for r, s in zip(ranks, shared, strict=True)), n=average.n)
         row += [replace(average, **about), replace(rank, **about)]  # type: ignore[arg-type]

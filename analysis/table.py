@@ -95,7 +95,8 @@ def number(table: Table, row: Row, k: int) -> str:
     if cell.mean is None:
         return HOLE
     if row.baseline is not None:
-        return f"{cell.mean:+.2f}" + ("" if cell.p is None else f" (p = {cell.p:.2g})")
+        spread = "" if cell.std is None else f" ± {cell.std:.2f}"
+        return f"{cell.mean:+.2f}{spread}" + ("" if cell.p is None else f" (p = {cell.p:.2g})")
     if cell.std is None:
         return f"{cell.mean:.2f}"
     alike = len({c.n for r in table.rows if r.baseline is None for c in r.cells if c.std is not None}) == 1

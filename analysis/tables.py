@@ -220,6 +220,8 @@ def _remarks(sections: list[Section]) -> list[str]:
         said.append(f"± is the standard deviation over n = {counts[0]} seeds")
     elif counts:
         said.append("± is the standard deviation over the number of seeds in brackets")
+    if any(cell.n == 1 and cell.by_seed for cell in cells):
+        said.append("a number without ± is of one seed, which cannot rank methods")
     if any(cell.best for cell in cells):
         said.append("bold is best")
     if any(cell.tied for cell in cells):

@@ -5,6 +5,7 @@ The paper shows CIFAR-10's test set; any checkpoint and any labelled images will
 
 import argparse
 import json
+from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from tqdm import tqdm
 from analysis.products import digest_of_code, figure_files, make_once
 from analysis.scope import PERPLEXITY, Scope, add_images, resolve
 from common import cli
+from common.embedded import CLASSES as DIGITS
 from common.errors import UserError
 from common.files import atomic_path, atomic_write
 from common.images import LabelledImages
 
 EXAMPLES = """
 make tsne
-make tsne CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make tsne CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/birds
 make tsne DATASET=cifar100 PROFILE=cifar10 ARGS='--perplexity 50'
 """
 GRID = 4095  # the page's coordinates are whole numbers from 0 to this
@@ -66,20 +68,21 @@ def build(scope: Scope) -> Path:
     def make() -> None:
         from analysis import drawing, embedding
 
+        classes, labels = by_value(images.classes, images.labels)
         panels = []
         for subject in tqdm(subjects, desc="t-SNE", unit="panel", leave=False):
             x = features.extract(subject, images, transform, scope.runs_folder / "features")
             points = embedding.embed(x, scope.perplexity)
-            panels.append((subject.name, points, embedding.scores(x, points, images.labels)))
+            panels.append((subject.name, points, embedding.scores(x, points, labels)))
         shown = [(name, points, caption(scores)) for name, points, scores in panels]
-        drawing.tsne(shown, images.labels, images.classes, stem)
+        drawing.tsne(shown, labels, classes, stem)
         with atomic_path(stem.with_suffix(".webp")) as temporary:
             _thumbnails(images, temporary)
         content = {
             "data": scope.images,
             "perplexity": scope.perplexity,
-            "classes": list(images.classes),
-            "labels": images.labels.tolist(),
+            "classes": classes,
+            "labels": labels.tolist(),
             "panels": [{"model": m, "scores": s, "points": whole(points)} for m, points, s in panels],
         }
         text = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -87,6 +90,18 @@ def build(scope: Scope) -> Path:
 
     make_once(scope.folder, stem.name, inputs, files, make)
     return files[0]
+
+
+def by_value(classes: Sequence[str], labels: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return class names and labels (N,) with digits in their order; other classes stay as they are.
+
+    >>> by_value(["one", "zero"], np.array([0, 1, 1]))
+    (['zero', 'one'], array([1, 0, 0]))
+    """
+    if not set(classes) <= set(DIGITS):
+        return list(classes), labels
+    shown = sorted(classes, key=DIGITS.index)
+    return shown, np.array([shown.index(name) for name in classes])[labels]
 
 
 def caption(scores: dict[str, float]) -> str:

@@ -53,7 +53,7 @@ def lost_worker(error: BaseException) -> str | None:
 
 
 _LOST_WORKER = re.compile(
-    r"DataLoader worker \(pid.*?\) (is killed by signal: [^.\n]*|exited unexpectedly)|unable to [^\n]*\bshm\b[^\n]*"
+    r"DataLoader worker \(pid.*?\) (is killed by signal: [^.\n]*|exited unexpectedly)|unable to [^\n']*\bshm\b[^\n']*"
 )
 
 

@@ -15,7 +15,7 @@ from pretrain.data import label, use_folder
 CONFIGS = Path(__file__).parent / "configs"
 EXAMPLES = """
 make knn METHOD=all
-make knn CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/flowers
+make knn CHECKPOINT=resnet50.pth NAME=mine PROFILE=imagenet DATA_ROOT=/birds
 make knn ARGS='--cfg-options evaluation.k=20'
 """
 

@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parent / "configs"
 EXAMPLES = """
 make pretrain METHOD=simsiam_gsg
 make pretrain METHOD=all PROFILE=imagenet DATA=/data GPUS=8 RESUME=1
-make pretrain PROFILE=imagenet DATA_ROOT=/flowers ARGS='--amp bf16 --skip-corrupt'
+make pretrain PROFILE=imagenet DATA_ROOT=/birds ARGS='--amp bf16 --skip-corrupt'
 """
 
 

@@ -28,6 +28,7 @@ from common.errors import UserError
 from common.sources import SOURCES
 from pretrain import register
 from tests import test_repository as repository
+from tests.pretrain.tiny import write_images
 from transfer import datasets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,8 +251,13 @@ programs = repository.programs  # a fixture: a `python` that prints its argument
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Yield the words of each command in the page's blocks of shell."""
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+    """Yield the words of each command in the page's blocks of shell, and of each `make ... NAME=...` in its text."""
+    text = page.read_text(encoding="utf-8")
+    blocks, prose = (
+        re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S),
+        re.sub(r"^```.*?^```", "", text, flags=re.M | re.S),
+    )
+    for block in (*blocks, *re.findall(r"`(make [a-z][^`]*=[^`]*)`", prose)):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             for end, group in itertools.groupby(words, "&&".__eq__):
@@ -298,20 +304,29 @@ def test_the_options_of_every_command_exist(page, programs, monkeypatch, tmp_pat
 
 
 # Commands of the pages that take seconds, in an order in which each finds what it needs; options that shorten them; and
-# what they leave. `make demo`, which CI runs, has the other stages.
+# what they leave. `make demo`, which CI runs, has the other stages, tests/tools/test_evaluate.py other data of users.
 SHORT = ["train_dataloader.dataset.images.first=64", "train_cfg.max_epochs=1"]
+# A set of the user's, at the paper's settings, but for the network and the sizes.
+SMALL = ["model.backbone.name=test_resnet", "model.projector.dim=16", "train_dataloader.batch_size=4", *SHORT[1:]]
+SMALL += ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False", "custom_hooks=[]"]
 QUICKSTART = "python docs/quickstart.py checkpoints/demo/simsiam_gsg.pth data/demo/digits/test --size 32"
 RUN = [
     ("make pretrain METHOD=simsiam_gsg", [*SHORT, "custom_hooks=[]"], "checkpoints/demo/simsiam_gsg.pth"),
     ("make knn METHOD=simsiam_gsg", [], "results/demo/knn/simsiam_gsg/digits-seed0.json"),
     ("make linear METHOD=simsiam_gsg", SHORT, "results/demo/linear/simsiam_gsg/digits-seed0.json"),
-    ("make transfer-all METHOD=simsiam_gsg", [], "results/demo/recognition/simsiam_gsg/scenes-seed0.json"),
+    ("make transfer METHOD=simsiam_gsg DATASET=digits", [], "results/demo/recognition/simsiam_gsg/digits-seed0.json"),
     ("make tsne PROFILE=demo METHOD=simsiam_gsg DATASET=digits", [], "reports/demo/tsne.png"),
     ("make geometry PROFILE=demo METHOD=simsiam_gsg DATASET=digits", [], "reports/demo/geometry.png"),
     ("make curves PROFILE=demo", [], "reports/demo/curves.png"),
     ("make tables PROFILE=demo", [], "reports/demo/table-standard.md"),
     ("make report PROFILE=demo", [], "reports/demo/index.html"),
     ("make export PROFILE=demo NAME=simsiam_gsg FORMAT=timm", [], "exports/demo/simsiam_gsg/timm/README.md"),
+    ("make pretrain PROFILE=imagenet DATA_ROOT=/birds", SMALL, "checkpoints/imagenet/simsiam_gsg.pth"),
+    (
+        "make knn PROFILE=imagenet DATA_ROOT=/birds",
+        ["evaluation.k=5", "evaluation.workers=0"],
+        "results/imagenet/knn",
+    ),
     ("python -m common.checkpoint inspect resnet50.pth", [], ""),
     (QUICKSTART, [], "quickstart/neighbours.png"),
 ]
@@ -320,6 +335,7 @@ RUN = [
 def test_cheap_commands_run(tmp_path, monkeypatch, programs):
     written = [words for page in READ for words in commands(page)]
     monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "birds")
     for command, options, product in RUN:
         words = shlex.split(command)
         assert words in written, f"no page has {command}"
@@ -328,7 +344,8 @@ def test_cheap_commands_run(tmp_path, monkeypatch, programs):
             runpy.run_path(str(ROOT / words[1]), run_name="quickstart")["main"]()
         else:
             ((main, arguments),) = calls(words, programs)
-            main(arguments + (["--cfg-options", *options] if options else []))
+            here = [word.replace("/birds", "birds") for word in arguments]
+            main(here + (["--cfg-options", *options] if options else []))
         assert (tmp_path / product).exists()
         shutil.copy("checkpoints/demo/simsiam_gsg.pth", "resnet50.pth")
 

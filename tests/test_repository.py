@@ -634,6 +634,27 @@ def test_a_second_setup_does_nothing(tmp_path):
     assert make("-q", "setup", VENV=venv).returncode == 1
 
 
+def test_setup_keeps_the_kind_of_torch_unless_told_another(tmp_path):
+    uv, stamp = tmp_path / "uv", tmp_path / ".complete"
+    uv.touch(0o755)  # without one on PATH, there would be one to make
+    stamp.write_text("cpu\n")
+    assert make("-q", "setup", path=tmp_path, VENV=tmp_path).returncode == 0
+    afresh = make("-n", "setup", VENV=tmp_path, TORCH="cuda").stdout
+    assert afresh.startswith("false || ")  # whatever the environment holds, another is made
+    assert "--torch-backend" not in afresh
+    os.utime(stamp, (0, 0))
+    assert "--torch-backend cpu" in make("-n", "setup", VENV=tmp_path).stdout
+
+
+def test_setup_takes_the_newest_python_that_runs(tmp_path):
+    for version, script in (("14", "exit 127"), ("13", '[ "$1" = -c ] || { echo "$0 $*"; exit 3; }')):
+        program = tmp_path / f"python3.{version}"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    done = make("setup", path=tmp_path, VENV=tmp_path / "venv")
+    assert (done.returncode, done.stdout) == (2, f"{tmp_path}/python3.13 -m venv {tmp_path}/venv\n")
+
+
 def test_other_targets_set_up_first_unless_the_python_is_the_user_s(tmp_path, programs):
     ours = make("-n", "knn", VENV=tmp_path / "venv").stdout
     assert ours.index("pip install") < ours.index("pretrain.knn")

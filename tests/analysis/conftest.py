@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis import summary
 from analysis.scope import resolve
 from analysis.tsne import add_arguments
 from common import run
@@ -28,7 +29,7 @@ def folders(root):
 def resolved(root, *words):
     """Return the scope of a command that has every argument, with every folder under `root`."""
     command = [*folders(root), *map(str, words)]
-    return resolve("analysis.test", "", command, reads_checkpoint=True, more=add_arguments)
+    return resolve("analysis.test", "", command, "", reads_checkpoint=True, more=add_arguments)
 
 
 def clean_commit(monkeypatch):
@@ -115,6 +116,12 @@ class Maker:
         Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(where / f"{stem}.webp")
         files = [where / f"{stem}{ending}" for ending in (".png", ".json", ".webp")]
         products.make_once(where, stem, [], files, lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def no_study(tmp_path, monkeypatch):
+    """Pages of tests show neither this checkout's study nor its address."""
+    monkeypatch.setattr(summary, "STUDY", tmp_path / "study")
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import report
+from analysis import report, summary
 from tests.analysis.browser import CHROMIUM, Browser
 from tests.analysis.conftest import Maker, clean_commit, resolved
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 MINE = "a_very_long_label_of_my_own_network"
-SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
+SIZES = {"phone": (390, 844), "desktop": (1400, 900)}
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,14 @@ def page(tmp_path_factory):
     make = Maker(scope)
     with pytest.MonkeyPatch.context() as patch:
         clean_commit(patch)
+        patch.setattr(summary, "STUDY", scope.reports / "study")
         knn = {"protocol": {"k": 20, "temperature": 0.1}}
         for model, gain in (("simsiam", 0.0), ("simsiam_gsg", 3.0), ("byol", 1.0), (MINE, 2.0)):
             for seed in range(3):
                 make.record(model, "knn", "digits", {"top1": 60.0 + gain + seed}, seed, **knn)
             protocol = {"grid": 45, "metric": "accuracy", "weight_decay": 1.0, "validation": 70.0}
             sweep = {
-                "weight_decay": [0.1, 1.0, 10.0],
+                "weight_decay": [1e-6, 1.0, 1e5],
                 "val": [60.0, 70.0, 50.0 + gain],
                 "converged": [True, False, True],
             }
@@ -78,7 +79,8 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
     broken = "[...document.images].filter(i => i.src && !(i.complete && i.naturalWidth)).map(i => i.alt)"
     assert browser.js(broken) == []
     dead = (
-        "[...document.querySelectorAll('a')].map(a => a.getAttribute('href')).filter(h => !document.querySelector(h))"
+        "[...document.querySelectorAll('a:not([download])')].map(a => a.getAttribute('href'))"
+        ".filter(h => !document.querySelector(h))"
     )
     assert browser.js(dead) == []
     assert browser.js(CONTRAST) == []
@@ -112,6 +114,61 @@ CONTRAST = """(() => {
   }
   return bad;
 })()"""
+
+
+def test_the_first_screen_says_what_the_page_is_and_ends_with_numbers(page, browser):
+    browser.open(page, *SIZES["desktop"])
+    top = browser.js("document.querySelector('header').innerText")
+    for part in ("NeurIPS 2023", "profile demo", "difference +3.00", "over 3 seeds", "Commit", "Repository", "JSON"):
+        assert part in top
+    assert browser.js("document.querySelector('td a').getBoundingClientRect().bottom") < SIZES["desktop"][1]
+    assert not browser.js("document.querySelector('.settings').open")
+    assert browser.js("document.body.innerText.match(/not comparable/g).length") == 1
+    browser.js("document.querySelector('td a').click()")
+    assert "k 20, temperature 0.1" in browser.js("document.querySelector('dialog').textContent")  # behind its number
+
+
+def test_nothing_of_one_seed_is_best(page, browser):
+    browser.open(page)
+    best = browser.js("[...document.querySelectorAll('td.best, td.tied')].map(e => e.textContent)")
+    assert best
+    assert all("±" in text for text in best)
+    assert browser.js("[...document.querySelectorAll('td a')].some(e => !e.textContent.includes('±'))")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_label_of_a_chart_covers_or_touches_another(page, browser, size):
+    browser.open(page, *SIZES[size])
+    covered = browser.js(
+        "[...document.querySelectorAll('.chart svg')].flatMap(svg => {"
+        "const all = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);"
+        "return all.flatMap(([a, p], k) => all.slice(0, k).filter(([b, q]) => p.left < q.right + 5"
+        " && q.left < p.right + 5 && p.top < q.bottom - 1 && q.top < p.bottom - 1).map(([b]) => `${a} and ${b}`)); })"
+    )
+    assert covered == []
+    assert browser.js("document.querySelectorAll('.chart svg text').length") > 50
+
+
+def test_a_table_that_is_too_wide_says_so_and_long_names_wrap(page, browser):
+    cue = (
+        "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility()).map(e => "
+        "[e.scrollWidth > e.clientWidth + 2, getComputedStyle(e).maskImage !== 'none', "
+        "[[e.nextElementSibling, '::before'], [e.previousElementSibling, '::after']].filter("
+        "([at, where]) => at && /scroll sideways/i.test(getComputedStyle(at, where).content)).length == 1])"
+    )
+    settled = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    browser.open(page, *SIZES["phone"])
+    found = browser.js(cue)
+    assert [True, True, True] in found
+    assert all(wide == faded == said for wide, faded, said in found)
+    browser.js("document.querySelectorAll('.scroll').forEach(e => { e.scrollLeft = 9999; })")
+    browser.js(settled)
+    assert not any(faded or said for _, faded, said in browser.js(cue))
+    name = f"[...document.querySelectorAll('th')].find(e => e.textContent === '{MINE}')"
+    assert browser.js(f"{name}.scrollWidth <= {name}.clientWidth")
+    assert browser.js(f"{name}.getBoundingClientRect().width") <= 0.4 * SIZES["phone"][0]
+    browser.open(page, *SIZES["desktop"])
+    assert not any(faded for _, faded, _ in browser.js(cue))
 
 
 def test_the_test_of_contrast_can_fail(page, browser):
@@ -188,12 +245,12 @@ def test_tables_are_copied_as_latex(page, browser):
     browser.open(page)
     browser.js("navigator.clipboard.writeText = async (text) => { window.copied = text; }; 0")
     browser.click("button.copy")
-    assert browser.js("copied") == browser.js("document.querySelector('pre').textContent")
+    assert browser.js("copied") == (page.parent / "table-standard.tex").read_text()
     assert r"\begin{tabular}" in browser.js("copied")
     browser.js("navigator.clipboard.writeText = async () => { throw new Error(); }; 0")
-    browser.js("document.addEventListener('copy', () => { window.selected = getSelection().toString(); })")
+    browser.js("document.addEventListener('copy', (event) => { window.selected = event.target.value; })")
     browser.click("button.copy")
-    assert browser.js("selected.trim()") == browser.js("copied.trim()")
+    assert browser.js("selected") == browser.js("copied")
     assert browser.errors == []
 
 
@@ -266,12 +323,16 @@ def test_the_page_without_scripts_still_shows_everything(page, browser):
 
 
 def test_print_shows_the_tables_and_every_picture(page, browser):
-    browser.open(page)
+    browser.open(page, *SIZES["phone"])
     browser.call("Emulation.setEmulatedMedia", media="print")
     try:
         assert browser.js("document.querySelector('.compare .grid').checkVisibility()")
         assert not browser.js("document.querySelector('nav').checkVisibility()")
+        assert browser.js("[...document.querySelectorAll('th button')].every(e => e.checkVisibility())")  # metrics
         assert not browser.js("document.querySelector('.stage').checkVisibility()")
+        assert browser.js(
+            "[...document.querySelectorAll('.scroll')].every(e => getComputedStyle(e).maskImage === 'none')"
+        )
         assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert len(browser.call("Page.printToPDF")["data"]) > 10_000
     finally:

@@ -11,10 +11,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from analysis import figures, geometry, protocol, report
+from analysis import figures, geometry, protocol, report, study, summary, tables
+from analysis.labels import label_places
 from common.errors import UserError
 from common.records import PROTOCOL, read_records
 from tests.analysis.conftest import folders
+from tests.recorded import write_record
 
 HERE = Path(report.__file__).parent
 
@@ -24,13 +26,14 @@ def build(scope):
 
 
 class Page(HTMLParser):
-    """A page's tags left open, images, ids and links, and the records that its numbers point to."""
+    """A page's tags left open, images, ids, links and downloads, and the records that its numbers point to."""
 
     VOID = ("meta", "br", "img", "link", "input", "path", "use", "clippath", "rect")
 
     def __init__(self, text):
         super().__init__()
         self.open, self.images, self.ids, self.links, self.numbers, self.tags = [], [], [], [], [], []
+        self.downloads = {}
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -38,7 +41,11 @@ class Page(HTMLParser):
         self.tags.append((tag, list(attributes)))
         if tag == "img":
             self.images.append(attributes)
-        if tag == "a":
+        if "download" in attributes:
+            kind, _, content = attributes["href"].partition(";charset=utf-8;base64,")
+            assert kind in ("data:text/csv", "data:text/tex", "data:application/json")
+            self.downloads[attributes["download"]] = base64.b64decode(content).decode()
+        elif tag == "a":
             self.links.append(attributes["href"])
         if "data-records" in attributes:
             self.numbers.append(attributes["data-records"].split())
@@ -106,7 +113,7 @@ def test_page_is_one_file_and_escapes_labels(full):
     assert all(image["src"].startswith("data:image/") and "alt" in image for image in given)
     assert not re.search(r'(src|href)="(http|/|file)', text)
     assert "url(" not in (HERE / "report.css").read_text()
-    assert "demo numbers are not comparable with the paper" in text
+    assert text.count("not comparable") == 1
     assert "Left out: t-SNE: no checkpoint in" not in text  # there is one of another checkpoint to show
     assert text.count("<svg") == 6  # loss, std and kNN against epochs and against time
 
@@ -130,7 +137,109 @@ def test_settings_stand_beside_the_papers(scope, record):
     assert "k 200, temperature 0.2: the same" in text
     assert "epochs 90, batch 4,096, optimiser LARS: not the same" in text
     assert "not in the paper" in text
-    assert "Demo data" not in text
+    assert "not comparable" not in text
+
+
+def test_the_top_of_the_page_says_what_it_is_and_gives_its_numbers(scope, record, monkeypatch):
+    monkeypatch.setattr(summary, "repository", lambda: "https://host.org/some/gsg")
+    for model, value in (("simsiam", 60.0), ("simsiam_gsg", 62.5)):
+        record(model, "knn", "digits", {"top1": value}, protocol={"n_test": 360})
+    text = build(scope).read_text()
+    top = " ".join(re.sub(r"<[^>]*>", " ", text[text.index("<h1>") : text.index("<nav")]).split())
+    assert "Implicit Contrastive Representation Learning with Guided Stop-gradient (NeurIPS 2023)" in top
+    assert "results of profile demo" in top
+    assert (
+        "kNN Digits top-1: SimSiam w/ GSG 62.50, SimSiam 60.00, difference +2.50. One seed cannot rank methods. "
+        "One of the 360 test images is 0.28 points, and the standard error over them 2.6."
+    ) in html.unescape(top)
+    records = read_records(scope.results, "demo")[0]
+    assert f"2 results records of {records[0]['provenance']['started'][:10]};" in top
+    assert f"Commit {records[0]['provenance']['git_commit'][:7]}" in top
+    assert '<a href="https://host.org/some/gsg">' in text
+    files = Page(text).downloads
+    assert set(files) == {"table-standard.csv", "table-standard.tex", "records.json"}
+    for name in ("table-standard.csv", "table-standard.tex"):
+        assert files[name] == (scope.folder / name).read_text()
+    assert json.loads(files["records.json"]) == records
+    assert '<details class="settings">' in text
+    assert text.count("<dt>Settings</dt><dd>test images 360</dd>") == 2
+
+
+def test_the_result_says_over_how_many_seeds(scope, record):
+    assert summary.result([]) == "No method has been evaluated both with and without GSG."
+    for seed, gain in enumerate((1.0, 2.0, 3.0)):
+        record("byol", "linear", "digits", {"top1": 50.0}, seed)
+        record("byol_gsg", "linear", "digits", {"top1": 50.0 + gain}, seed)
+    shown = tables.read_tables(scope.results, "demo")[0]
+    assert summary.result(shown) == (
+        "Linear Digits top-1: BYOL w/ GSG 52.00 ± 1.00, BYOL 50.00 ± 0.00, difference +2.00 ± 1.00 (p = 0.074), "
+        "over 3 seeds."
+    )
+
+
+@pytest.fixture
+def studied():
+    """A study in which SimSiam collapses without a predictor, with GSG or not."""
+    for method in ("simsiam-no_predictor", "simsiam_gsg-no_predictor"):
+        for seed in study.SEEDS:
+            details = {"std": 0.0, "even_std": 0.02, "effective_rank": 1.0, "seconds": 60.0}
+            write_record(
+                summary.STUDY / "records",
+                study.key(study.Arm(method), "cpu", seed),
+                {"knn_top1": 10.0, "linear_top1": 10.0},
+                protocol={"epochs": study.SCALES["cpu"].epochs},
+                details=details,
+            )
+
+
+def test_the_study_is_answered_on_the_pages_of_cifar10_and_of_the_demo(scope, studied):
+    said = "SimSiam (no predictor): 3 of 3 runs collapsed; SimSiam w/ GSG (no predictor): 3 of 3 runs collapsed."
+    cifar10 = replace(scope, profile="cifar10")
+    text = build(cifar10).read_text()
+    assert f'<strong>No</strong></td><td data-head="Numbers" class="words">{said}' in text
+    assert "7 not run yet, 1 no" in text
+    assert "A ResNet-18 of a quarter of the width" in text
+    demo = build(scope).read_text()
+    assert "7 not run yet, 1 no" in demo
+    assert said not in demo
+    assert "collapsed;" not in build(replace(scope, profile="imagenet")).read_text()
+    spoilt = next(summary.STUDY.rglob("*.json"))
+    spoilt.write_text("{}")
+    page, problems = report.build(cifar10)
+    assert str(spoilt) in problems[-1]
+    assert 'id="study"' not in page.read_text()
+
+
+def test_two_epochs_are_a_table_and_three_a_curve(scope, log):
+    text = build(scope).read_text() if log("simsiam") else ""
+    assert text.count("<svg") == 6
+    path = log("simsiam_gsg")
+    for one in (path, path.parents[1] / "simsiam" / "log.jsonl"):
+        one.write_text("".join(line for line in one.read_text().splitlines(True) if '"epoch": 3' not in line))
+    text = build(scope).read_text()
+    assert "<svg" not in text
+    assert '<tr><th scope="row">SimSiam, epoch 2</th><td>-0.2</td><td>0.02</td><td>60</td><td>140</td></tr>' in text
+    assert "stroke-dasharray: 5" not in (scope.folder / "curves-loss-epoch.svg").read_text()  # nor joins the figure
+
+
+def test_black_is_what_the_legend_says(scope, predictions):
+    predictions("byol")  # its truth has class 3 of ADE20K's, which is the last, and unlabelled pixels
+    [legend] = [figures.compare_segmentation(scope).legend]
+    assert legend[-1] == ("unlabelled", "#000000")
+    assert "unlabelled" in build(scope).read_text().partition('id="segmentation"')[2]
+    index = next(scope.runs.rglob("index.json"))
+    index.write_text(index.read_text().replace("[10, 20, 30]", "[0, 0, 0]"))
+    assert ("background or unlabelled", "#000000") in figures.compare_segmentation(scope).legend
+
+
+def test_labels_of_boxes_cover_no_other_and_stay_in_the_picture():
+    boxes, sizes = [(10.0, 5.0, 95.0, 50.0)] * 6, [(30.0, 12.0)] * 6
+    places = label_places(boxes, sizes, (100, 100))
+    assert places[0] == (10, 0)
+    assert all(0 <= x <= 70 and 0 <= y <= 88 for x, y in places)
+    apart = [abs(a[0] - b[0]) >= 30 or abs(a[1] - b[1]) >= 12 for k, a in enumerate(places) for b in places[:k]]
+    assert len(apart) == 15
+    assert all(apart)
 
 
 def test_page_without_anything(scope):
@@ -161,7 +270,7 @@ def test_a_corrupt_record_is_named_at_the_end_of_a_page(full, capsys):
         with pytest.raises(UserError, match="skipped 1 file, see above"):
             report.main(folders(full.reports.parent))
         assert f"skipped: {spoilt} is not a valid results record" in capsys.readouterr().err
-    assert "made from 2 results" in (full.reports / "demo" / "index.html").read_text()
+    assert "<dd>2 results records of " in (full.reports / "demo" / "index.html").read_text()
 
 
 def test_the_geometry_of_a_checkpoint_of_the_users_is_shown(scope, checkpoint):
@@ -204,7 +313,9 @@ def test_an_up_to_date_page_loads_no_heavy_library(full):
     build(full)
     code = f"""
 import sys
-from analysis import report
+from pathlib import Path
+from analysis import report, summary
+summary.STUDY = Path({str(summary.STUDY)!r})
 report.main({folders(full.reports.parent)!r})
 heavy = 'torch pandas matplotlib sklearn jinja2 openTSNE'.split()
 print('heavy:', [m for m in heavy if m in sys.modules])

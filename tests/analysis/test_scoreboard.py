@@ -52,8 +52,7 @@ def test_published_numbers_stand_below_ours_as_printed_and_do_not_compete(table)
     assert [section.title for section in made.sections] == ["", TITLE]
     assert rows(made)["Theirs"] == ["99.9", "375.9", "—"]
     assert rows(made)["The paper's"] == [NOT_ENTERED, "—", "—"]
-    best = {row.label for row in made.rows for cell in row.cells if cell.best or cell.tied}
-    assert best == {"SimSiam w/ GSG"}
+    assert not any(cell.best or cell.tied for row in made.rows for cell in row.cells)  # ours have one seed
     assert made.notes == ["a paper, table 2"]
     assert list(made.frame().index) == ["simsiam", "simsiam_gsg", "byol"]
 

@@ -38,10 +38,12 @@ def model(table, name):
 
 @pytest.fixture
 def standard(scope, record):
-    """Return the table of three models: one with two seeds, one with a hole."""
-    for seed, value in ((0, 60.0), (1, 62.0)):
-        record("simsiam_gsg", "knn", "digits", {"top1": value}, seed)
-    record("simsiam", "knn", "digits", {"top1": 60.5})
+    """Return the table of three models: two with two seeds, one with a hole."""
+    for model, seed, value in (
+        *(("simsiam_gsg", 0, 60.0), ("simsiam_gsg", 1, 62.0)),
+        *(("simsiam", 0, 60.5), ("simsiam", 2, 60.5)),
+    ):
+        record(model, "knn", "digits", {"top1": value}, seed)
     record("simsiam", "linear", "digits", {"top1": 70.0, "top5": 99.0})
     record("mine_50%", "linear", "digits", {"top1": 71.004})
     return build(scope)[0]
@@ -57,15 +59,37 @@ def test_rows_holes_bold_and_spread(standard):
     assert rows["mine_50%"] == ["—", "71.00", "—"]
     best = {row.label: [cell.best for cell in row.cells] for row in standard.rows}
     assert best["SimSiam w/ GSG"] == [True, False, False]
-    assert best["mine_50%"] == [False, True, False]
+    assert best["mine_50%"] == [False, False, False]  # 71.004 against 70, but of one seed each
+    assert "a number without ± is of one seed, which cannot rank methods" in standard.remarks
     assert not best["SimSiam"][2]  # alone in its column
-    # 60.5 is within 1.41 of 61; 70 against 71.004, which has one seed, is not compared.
+    # 60.5 is within 1.41 of 61.
     assert [cell.tied for cell in model(standard, "simsiam").cells] == [True, False, False]
+
+
+def test_the_resolution_of_a_column(scope, record):
+    for name, n, value in (("simsiam", 400, 85.0), ("simsiam_gsg", 400, 95.0), ("byol", 50, 1.0)):
+        record(name, "knn", "digits", {"top1": value}, protocol={"n_test": n})
+    # Per image, 100 / 400. Of the mean, 90 %: 362 of 404 are 0.896, and sqrt(0.896 * 0.104 / 404) is 1.5 %.
+    assert statistics.resolution(build(scope)[0]) == [
+        ("test images", ["400", ""]),
+        ("points per image", ["0.25", ""]),
+        ("standard error over images", ["± 1.5", ""]),
+    ]
+
+
+def test_the_resolution_stands_below_the_table_in_every_format(scope, record):
+    record("simsiam", "segmentation", "ade20k", {"mIoU": 1.0}, protocol={"n_test": 2000})
+    record("simsiam", "detection", "voc", {"AP": 1.0})
+    [table] = build(scope)
+    assert statistics.resolution(table) == [("test images", ["", "", "", "2,000", ""])]  # mIoU counts no images
+    assert "| *test images* |" in markdown(table).splitlines()[-3]
+    assert r"\textit{test images} &  &  &  & 2,000 &  \\" in latex(table)
 
 
 def test_equal_as_shown_is_equally_best(scope, record):
     for name, value in (("byol", 50.001), ("byol_gsg", 50.004), ("simsiam", 49.9)):
-        record(name, "knn", "digits", {"top1": value})
+        for seed in (0, 1):
+            record(name, "knn", "digits", {"top1": value}, seed)
     [table] = build(scope)
     assert [row.cells[0].best for row in table.rows if row.baseline is None] == [False, True, True]
 
@@ -86,7 +110,7 @@ def test_the_difference_is_tested_over_paired_seeds(scope, record):
     assert row.cells[0].mean == pytest.approx(1.0)
     assert row.cells[0].p == pytest.approx(ttest_rel(gsg, base).pvalue)
     assert row.cells[0].n == 4
-    assert number(table, row, 0) == "+1.00 (p = 0.066)"
+    assert number(table, row, 0) == "+1.00 ± 0.71 (p = 0.066)"
     assert any("two-sided paired t-test" in remark for remark in table.remarks)
     assert shown(table)["SimSiam w/ GSG"][0] == "51.62 ± 0.75 (4)"  # seeds are not equally many: each says its n
 
@@ -103,15 +127,16 @@ def test_recognition_has_eleven_columns_the_average_and_its_rank(scope, record):
     for name, value in values.items():
         for k, (_, dataset, _, metric) in enumerate(eleven):
             if (name, dataset) != ("byol", "pets"):
-                higher = 5.0 if (name, k) == ("simsiam", 0) else 0.0
-                record(name, "recognition", dataset, {metric: value + higher}, profile="imagenet")
+                value_here = value + 5.0 * ((name, k) == ("simsiam", 0))
+                for seed in (0, 1):
+                    record(name, "recognition", dataset, {metric: value_here}, seed, profile="imagenet")
     record("simsiam", "recognition", "caltech101-sst", {"mean_per_class_accuracy": 1.0}, profile="imagenet")
     [table] = build(scope)
     assert len(eleven) == 11
     assert [group for group, _ in table.columns[-2:]] == ["Average", "Average"]
     assert len(table.columns) == 11 + 1 + 2
     average, rank = (shown(table)["SimSiam"][k] for k in (-2, -1))
-    assert average == f"{60 + 5 / 11:.2f}"
+    assert average == f"{60 + 5 / 11:.2f} ± 0.00"
     assert rank == f"{(1 + 10 * 2) / 11:.2f}"  # first on one set, second on ten
     assert shown(table)["BYOL"][-2:] == ["—", "—"]  # pets is a hole
     assert model(table, "simsiam_gsg").cells[-1].best  # the lower rank
@@ -128,7 +153,8 @@ def test_average_of_seeds_has_their_deviation(scope, record):
 
 def test_other_settings_are_footnoted_and_do_not_compete(scope, record):
     for name, epochs, value in (("simsiam", 100, 60.0), ("byol", 100, 61.0), ("byol_gsg", 50, 99.0)):
-        record(name, "linear", "digits", {"top1": value}, protocol={"epochs": epochs})
+        for seed in (0, 1):
+            record(name, "linear", "digits", {"top1": value}, seed, protocol={"epochs": epochs})
     [table] = build(scope)
     assert table.notes == [
         "epochs 50, elsewhere 100",
@@ -137,9 +163,9 @@ def test_other_settings_are_footnoted_and_do_not_compete(scope, record):
     assert [model(table, name).cells[1].best for name in ("simsiam", "byol", "byol_gsg")] == [False, True, False]
     [row] = [row for row in table.rows if row.baseline]
     assert number(table, row, 1) == "—"
-    assert "99.00<sup>a</sup>" in markdown(table)
+    assert "99.00 ± 0.00<sup>a</sup>" in markdown(table)
     assert "<sup>a</sup> epochs 50, elsewhere 100" in markdown(table)
-    assert r"99.00\textsuperscript{a}" in latex(table)
+    assert r"99.00 $\pm$ 0.00\textsuperscript{a}" in latex(table)
 
 
 def test_a_mean_never_mixes_settings(scope, record):
@@ -236,7 +262,7 @@ def test_markdown_is_aligned(standard):
     assert len({len(line) for line in lines}) == 1
     assert lines[1].startswith("| ---")
     assert "**61.00 ± 1.41**" in lines[3]
-    assert "_60.50_" in lines[2]
+    assert "_60.50 ± 0.00_" in lines[2]
     assert r"mine\_50%" in lines[5]
 
 
@@ -244,7 +270,7 @@ def test_latex_escapes_and_spans(standard):
     text = latex(standard)
     assert r"mine\_50\%" in text
     assert r"\textbf{61.00 $\pm$ 1.41}" in text
-    assert r"\underline{60.50}" in text
+    assert r"\underline{60.50 $\pm$ 0.00}" in text
     assert re.findall(r"\\usepackage\{([\w,]+)\}", text) == ["booktabs,graphicx"]
     assert r"& \multicolumn{1}{c}{kNN Digits} & \multicolumn{2}{c}{Linear Digits} \\" in text
     assert r"\cmidrule(lr){2-2}\cmidrule(lr){3-4}" in text
@@ -311,13 +337,13 @@ def test_csv_keeps_precision_and_leaves_holes_empty(standard):
 
 def test_frames(scope, standard, record):
     frame = analysis.load_records(scope.results)
-    assert len(frame) == 6
+    assert len(frame) == 7
     assert set(frame.columns) >= {"profile", "task", "model", "dataset", "variant", "seed", "metric", "value"}
     assert set(frame.columns) >= {"checkpoint_sha256", "git_commit", "host", "protocol", "details"}
     assert frame[frame.model == "mine_50%"].value.item() == 71.004
     record("byol", "knn", "imagenet", {"top1": 2.0}, profile="imagenet")
     assert set(analysis.load_records(scope.results).profile) == {"demo", "imagenet"}
-    assert len(analysis.load_records(scope.results, "demo")) == 6
+    assert len(analysis.load_records(scope.results, "demo")) == 7
     frame = analysis.load_tables(scope.results, "demo")["standard"]
     assert frame.loc["simsiam_gsg", ("kNN Digits", "top-1", "mean")] == 61.0
     assert frame.loc["simsiam_gsg", ("kNN Digits", "top-1", "n")] == 2

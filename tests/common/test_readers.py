@@ -196,7 +196,7 @@ BEYOND = [
     ("aircraft", "data/variants.txt", "A320\nA320\n737-700\nF/A-18", "the class A320 has several labels"),
     ("dtd", "dtd/labels/val1.txt", "zoo/a.jpg", "train and val differ in the classes banded, blotchy, zigzagged, zoo"),
     ("sun397", "ClassName.txt", "/a/abbey\n/a/abbey", "has /a/abbey twice"),
-    ("sun397", "Testing_01.txt", "/a/abbey/\0.jpg", "abbey/\\x00.jpg' cannot be read (embedded null byte)"),
+    ("sun397", "Testing_01.txt", "/a/abbey/\0.jpg", "abbey/\\x00.jpg' cannot be read ("),
     ("sun397", "Testing_01.txt", f"/a/abbey/{'x' * 999}", "xxx' cannot be read (File name too long)"),
 ]
 
