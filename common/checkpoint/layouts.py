@@ -78,7 +78,9 @@ LAYOUTS = (
     Layout("solo-learn, old", _IN + "encoder", _IN + "momentum_encoder", _IN + r"classifier\."),
     Layout("InfoMin or PIRL (PyContrast)", r"model\.encoder", r"model_ema\.encoder", r"contrast\."),
     Layout("SupContrast, InfoMin or PIRL", r"model\.encoder", r"model_ema\.encoder", r"model\.(module\.)?head"),
-    Layout("SimSiam or the GSG authors' BYOL", _IN + "encoder", _IN + "encoder_momentum", _IN + r"predictor\."),
+    Layout(
+        "SimSiam or the GSG authors' BYOL", _IN + "encoder", _IN + "encoder_momentum", _IN + "(predictor|encoder_m)"
+    ),
     Layout("DINO", r"teacher(\.backbone)?", r"student(\.backbone)?"),
     Layout("lightly's DINO", _IN + "backbone", _IN + "student_backbone", _IN + "student_projection_head"),
     Layout("lightly's DINO", _IN + "teacher_backbone", _IN + "student_backbone"),

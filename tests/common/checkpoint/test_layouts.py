@@ -94,6 +94,11 @@ def moco_v3():
     return base, {"epoch": 100, "arch": "resnet18", "state_dict": state, "scaler": {"scale": 65536.0}}
 
 
+def encoders():
+    target, online = (resnet() for _ in range(2))
+    return online, {"state_dict": module(parts(encoder_momentum=target, encoder=online)).state_dict()}
+
+
 def swav(form="training file"):
     network = resnet(fc=nn.Identity())
     network.projection_head = mlp()
@@ -298,6 +303,7 @@ FILES = {
     "MoCo v1": (moco, "MoCo", "state_dict.module.encoder_q."),
     "MoCo v2, PCL": (lambda: moco(2), "MoCo", "state_dict.module.encoder_q."),
     "MoCo v3": (moco_v3, "MoCo v3", "state_dict.module.base_encoder."),
+    "GSG's BYOL without heads": (encoders, "GSG", "state_dict.module.encoder."),
     "SwAV": (swav, "SwAV", "state_dict.module."),
     "SwAV release": (lambda: swav("release"), "SwAV", "module."),
     "SwAV bare with heads": (lambda: swav("bare with heads"), "SwAV", ""),
