@@ -86,7 +86,7 @@ def resolve(
     module: str,
     description: str,
     argv: list[str] | None,
-    examples: str = "",
+    examples: str,
     *,
     reads_checkpoint: bool = False,
     unused: str = "",
