@@ -164,7 +164,9 @@ def arguments(*words):
 
 
 def test_the_arguments_of_trainers():
-    assert arguments() == argparse.Namespace(cfg_options={}, resume=False, overwrite=False, launcher="none")
+    assert arguments() == argparse.Namespace(
+        cfg_options={}, resume=False, overwrite=False, launcher="none", logger=None
+    )
     given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--overwrite", "--launcher", "slurm")
     assert given == argparse.Namespace(
         cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, overwrite=True, launcher="slurm"
