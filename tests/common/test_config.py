@@ -164,12 +164,11 @@ def arguments(*words):
 
 
 def test_the_arguments_of_trainers():
-    assert arguments() == argparse.Namespace(
-        cfg_options={}, resume=False, overwrite=False, launcher="none", logger=None
-    )
+    unset = {"resume": False, "overwrite": False, "launcher": "none", "logger": None}
+    assert arguments() == argparse.Namespace(cfg_options={}, **unset)
     given = arguments("--cfg-options", "a.b=1", "c=[x,2]", "d=text", "--resume", "--overwrite", "--launcher", "slurm")
     assert given == argparse.Namespace(
-        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, overwrite=True, launcher="slurm"
+        cfg_options={"a.b": 1, "c": ["x", 2], "d": "text"}, resume=True, overwrite=True, launcher="slurm", logger=None
     )
     assert arguments().cfg_options == {}  # one command's options do not reach the next
 
