@@ -64,7 +64,7 @@ def draw_caltech(images: ImageFiles, *, upstream: bool = False) -> dict[str, lis
     generator = np.random.RandomState(0)
     train: list[str] = []
     for label in range(len(images.classes)):
-        paths = [images.paths[k] for k in np.flatnonzero(images.labels == label)]
+        paths = [images.paths[k] for k in np.flatnonzero(images.labels == label).tolist()]
         if upstream:
             drawn = generator.choice(len(paths), CALTECH_PER_CLASS)
         else:

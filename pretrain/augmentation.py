@@ -119,7 +119,7 @@ def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Scale the levels' distance from the mean grey level, as PIL's ImageEnhance.Contrast does."""
-    mean: float = cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]  # type: ignore[index]
+    mean: float = cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]
     return cv2.LUT(pixels, _blend_levels(int(mean + 0.5), factor))
 
 

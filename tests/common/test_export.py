@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 import yaml
+from mmengine.registry import DefaultScope
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -94,7 +95,8 @@ def loaded(form, arch, folder, monkeypatch):
         return from_tensors(arch, names["tensors"])
     if form == "mmlab":
         register_detection()
-        backbone = importlib.import_module("mmdet.registry").MODELS.build(names["backbone"])
+        with DefaultScope.overwrite_default_scope("mmdet"):  # whatever scope an earlier run has left
+            backbone = importlib.import_module("mmdet.registry").MODELS.build(names["backbone"])
         backbone.init_weights()
         backbone.eval()
         return lambda images: backbone(images)[-1].mean((2, 3))
