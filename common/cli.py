@@ -175,7 +175,7 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
             from common.checkpoint.hub import fetch
 
             file = fetch(str(file), args.checkpoints)
-        return [Subject(args.name, file, "your own pretraining, or correct CHECKPOINT", args.key)]
+        return [Subject(args.name, file, None, args.key)]
     if args.name or args.key:
         raise UserError("NAME and KEY belong to a checkpoint of yours: add CHECKPOINT=path (--checkpoint path)")
     return exports(args)

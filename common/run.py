@@ -32,28 +32,29 @@ class Folders:
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file.
+    """A checkpoint under evaluation: its label in records, its file, and the command that makes the file if it is ours.
 
     `key` names the network to take, where a file has several.
     """
 
     name: str
     path: Path
-    make_it: str
+    make_it: str | None
     key: str | None = None
 
     @property
     def sha256(self) -> str:
         """The network's identity. Raises UserError when the file is missing, naming the command that makes it."""
         if not self.path.is_file():
-            raise UserError(f"checkpoint {self.path} is missing; make it with `{self.make_it}`")
+            remedy = f"make it with `{self.make_it}`" if self.make_it else "correct CHECKPOINT"
+            raise UserError(f"checkpoint {self.path} is missing; {remedy}")
         return sha256_of_network(self.path, self.key)
 
     def load(self, sha256: str | None = None) -> "Checkpoint":
         """Return the checkpoint, checked. Raises UserError as `common.checkpoint.load_checkpoint` does."""
         from common.checkpoint import load_checkpoint
 
-        return load_checkpoint(self.path, make_it=self.make_it, sha256=sha256, key=self.key)
+        return load_checkpoint(self.path, make_it=self.make_it, sha256=sha256 or self.sha256, key=self.key)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -96,14 +96,15 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(
-    path: Path, *, make_it: str = "make pretrain", sha256: str | None = None, key: str | None = None
+    path: Path, *, make_it: str | None = "make pretrain", sha256: str | None = None, key: str | None = None
 ) -> Checkpoint:
     """Read and verify a checkpoint: ours, or any file that holds a ResNet (`common.checkpoint.layouts`).
 
     Of several networks in a file, the one that the method's authors evaluate is taken, or the one that `key` names.
-    No code of the file runs (`common.checkpoint.archive`). Raises UserError when the file is missing (naming `make_it`,
-    the command that makes it), truncated, damaged, hostile, holds no complete ResNet or several of which none is known
-    to be the one, or weights that are not finite. `sha256` is that of the result, if it is known.
+    No code of the file runs (`common.checkpoint.archive`). `make_it` is the command that makes the file, None if it is
+    a user's. Raises UserError when the file is missing, truncated, damaged, hostile, holds no complete ResNet or
+    several of which none is known to be the one, or weights that are not finite. `sha256` is that of the result, if it
+    is known.
     """
     content, tensors = read_tensors(path, make_it)
     meta = content.get("meta") if isinstance(content, dict) else None
@@ -117,7 +118,7 @@ def load_checkpoint(
         try:
             network, layout, left_out = recognise(tensors, key, arch=named_architecture(content))
         except UserError as error:
-            raise UserError(f"{path} {error}; correct CHECKPOINT or KEY, or make it again with `{make_it}`") from None
+            raise UserError(f"{path} {error}; correct CHECKPOINT or KEY, or {_again(make_it)}") from None
         meta = {"arch": network.arch, "name": path.stem}
         found = Checkpoint(path, sha256, network.tensors, meta, left_out, layout, network.prefix)
     _check_values(path, found.state_dict, make_it)
@@ -132,15 +133,19 @@ def load_backbone(path: str | Path, *, key: str | None = None) -> nn.Module:
     return load_checkpoint(Path(path), key=key).backbone()
 
 
-def read_tensors(path: Path, make_it: str = "make pretrain") -> tuple[Any, dict[str, Tensor]]:
+def read_tensors(path: Path, make_it: str | None = "make pretrain") -> tuple[Any, dict[str, Tensor]]:
     """Return what a file holds, and all its tensors by dotted name. Raises UserError as `load_checkpoint` does."""
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is missing; make it with `{make_it}`")
+        raise UserError(f"checkpoint {path} is missing; correct its path, or {_again(make_it)}")
     try:
         content = read(path)
         return content, flatten(content)
     except UnreadableError as error:
-        raise UserError(f"checkpoint {path} {error}; {error.remedy or f'make it again with `{make_it}`'}") from None
+        raise UserError(f"checkpoint {path} {error}; {error.remedy or _again(make_it)}") from None
+
+
+def _again(make_it: str | None) -> str:
+    return f"make it again with `{make_it}`" if make_it else "fetch the file again from where it comes from"
 
 
 def load_into(backbone: nn.Module, checkpoint: Checkpoint) -> str:
@@ -182,7 +187,7 @@ def _check_fit(path: Path, tensors: dict[str, Tensor], arch: str) -> None:
             )
 
 
-def _check_values(path: Path, tensors: dict[str, Tensor], make_it: str) -> None:
+def _check_values(path: Path, tensors: dict[str, Tensor], make_it: str | None) -> None:
     for key, value in tensors.items():
         counter = key.endswith("num_batches_tracked")  # which nothing reads in eval mode
         plain = value.layout is torch.strided and value.device.type == "cpu"
@@ -192,8 +197,7 @@ def _check_values(path: Path, tensors: dict[str, Tensor], make_it: str) -> None:
         values = value.float()
         if not values.isfinite().all():
             raise UserError(
-                f"the weights of {path} are not finite numbers (first: {key}): its training diverged; "
-                f"make it again with `{make_it}`"
+                f"the weights of {path} are not finite numbers (first: {key}): its training diverged; {_again(make_it)}"
             )
         if key.endswith("running_var") and (values < 0).any():
-            raise UserError(f"{path}: {key} holds negative variances; make it again with `{make_it}`")
+            raise UserError(f"{path}: {key} holds negative variances; {_again(make_it)}")

@@ -104,7 +104,7 @@ def test_metadata_with_a_missing_or_an_extra_key_is_refused(tmp_path, tensors, c
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
-    assert "make it with `make pretrain METHOD=byol`" in refusal(
+    assert "make it again with `make pretrain METHOD=byol`" in refusal(
         tmp_path / "a.pth", make_it="make pretrain METHOD=byol"
     )
 
