@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.name and args.checkpoint is None:
         cli.check_label(args.name)
         path = args.checkpoints / args.profile / f"{args.name}.pth"
-        subjects = [Subject(args.name, path, f"make pretrain PROFILE={args.profile}, or add CHECKPOINT=path")]
+        subjects = [Subject(args.name, path, f"make pretrain PROFILE={args.profile}")]
     else:
         subjects = cli.subjects(args)
     for subject in subjects:
