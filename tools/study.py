@@ -224,7 +224,7 @@ def work(args: argparse.Namespace) -> None:
 
 def left(args: argparse.Namespace) -> None:
     """Print how many runs each question has, and the command that goes on."""
-    records, total = args.study / "records", 0
+    records = args.study / "records"
     print(f"\nscale {args.scale}: {SCALES[args.scale].said}\nquestion  runs")
     for question in QUESTIONS:
         runs = [(arm, seed) for arm in question.arms for seed in SEEDS]
