@@ -162,7 +162,7 @@ def _write(
         downloads=summary.downloads({titles[table.key]: table for table in shown}, records),
         answers=answers,
         counts=summary.counts(answers),
-        report_of_study=summary.report_of_study(scope.folder),
+        report_of_study=summary.report_of_study(),
         titles=titles,
         tables=shown,
         resolution=resolution,

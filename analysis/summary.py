@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,10 +126,10 @@ def counts(found: Iterable[Answers]) -> str:
     return ", ".join(f"{given.count(answer)} {answer}" for answer in dict.fromkeys(given))
 
 
-def report_of_study(folder: Path) -> str:
-    """Return where the study's report is, seen from a page in `folder`: on the web if the repository is there."""
+def report_of_study() -> str:
+    """Return the web address of the study's report; "" if the checkout has no public one: a page is sent without it."""
     place = repository()
-    return f"{place}/blob/HEAD/study/README.md" if place else os.path.relpath(STUDY / "README.md", folder.resolve())
+    return f"{place}/blob/HEAD/study/README.md" if place else ""
 
 
 def downloads(titled: Mapping[str, Table], records: Sequence[dict[str, Any]]) -> dict[str, list[Download]]:

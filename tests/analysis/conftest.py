@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import summary
+from analysis import study, summary
 from analysis.scope import resolve
 from analysis.tsne import add_arguments
 from common import run
@@ -50,6 +50,19 @@ class Maker:
         key = RecordKey(profile, task, model, dataset, seed, variant)
         about = dict(checkpoint=f"{len(model):064x}", settings=f"{config:0<64}", fingerprint=f"{data:0<64}")
         return write_record(self.scope.results, key, metrics, protocol=protocol or {}, details=details, **about)
+
+    def studied(self) -> None:
+        """The records of a study in which SimSiam collapses without a predictor, with GSG or not."""
+        for method in ("simsiam-no_predictor", "simsiam_gsg-no_predictor"):
+            for seed in study.SEEDS:
+                details = {"std": 0.0, "even_std": 0.02, "effective_rank": 1.0, "seconds": 60.0}
+                write_record(
+                    summary.STUDY / "records",
+                    study.key(study.Arm(method), "cpu", seed),
+                    {"knn_top1": 10.0, "linear_top1": 10.0},
+                    protocol={"epochs": study.SCALES["cpu"].epochs},
+                    details=details,
+                )
 
     def log(self, model, seed=0) -> Path:
         """A pretraining log of three epochs, cut short by a kill."""
@@ -154,6 +167,11 @@ def saved_detections(scope):
 @pytest.fixture
 def tsne_files(scope):
     return Maker(scope).tsne_files
+
+
+@pytest.fixture
+def studied(scope):
+    Maker(scope).studied()
 
 
 @pytest.fixture

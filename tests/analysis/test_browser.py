@@ -10,6 +10,7 @@ from tests.analysis.conftest import Maker, clean_commit, resolved
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 MINE = "a_very_long_label_of_my_own_network"
+REPOSITORY = "https://host.org/some/gsg"
 SIZES = {"phone": (390, 844), "desktop": (1400, 900)}
 
 
@@ -20,6 +21,7 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         clean_commit(patch)
         patch.setattr(summary, "STUDY", scope.reports / "study")
+        patch.setattr(summary, "repository", lambda: REPOSITORY)
         knn = {"protocol": {"k": 20, "temperature": 0.1}}
         for model, gain in (("simsiam", 0.0), ("simsiam_gsg", 3.0), ("byol", 1.0), (MINE, 2.0)):
             for seed in range(3):
@@ -35,12 +37,13 @@ def page(tmp_path_factory):
             grid = {"grid": 9 if model == "byol" else 45}
             make.record(model, "recognition", "scenes", {"mAP11": 30.0 + gain}, protocol=grid)
         make.record("simsiam_gsg-random", "knn", "digits", {"top1": 61.0}, **knn)
-    for model in ("simsiam", "simsiam_gsg"):
-        make.log(model)
-        make.predictions(model)
-        make.detections(model)
-    make.tsne_files("tsne-flowers")
-    return report.build(scope)[0]
+        for model in ("simsiam", "simsiam_gsg"):
+            make.log(model)
+            make.predictions(model)
+            make.detections(model)
+        make.studied()
+        make.tsne_files("tsne-flowers")
+        return report.build(scope)[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,10 @@ def test_the_page_shows_everything_without_an_error(page, browser, size, dark):
     assert browser.js(broken) == []
     dead = (
         "[...document.querySelectorAll('a:not([download])')].map(a => a.getAttribute('href'))"
-        ".filter(h => !document.querySelector(h))"
+        ".filter(h => !(h.startsWith('#') ? document.querySelector(h) : h.startsWith('https://')))"
     )
     assert browser.js(dead) == []
+    assert browser.js(f"document.querySelectorAll('a[href^=\"{REPOSITORY}\"]').length") == 2
     assert browser.js(CONTRAST) == []
 
 

@@ -11,12 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from analysis import figures, geometry, protocol, report, study, summary, tables
+from analysis import figures, geometry, protocol, report, summary, tables
 from analysis.labels import label_places
 from common.errors import UserError
 from common.records import PROTOCOL, read_records
 from tests.analysis.conftest import folders
-from tests.recorded import write_record
 
 HERE = Path(report.__file__).parent
 
@@ -177,25 +176,12 @@ def test_the_result_says_over_how_many_seeds(scope, record):
     )
 
 
-@pytest.fixture
-def studied():
-    """A study in which SimSiam collapses without a predictor, with GSG or not."""
-    for method in ("simsiam-no_predictor", "simsiam_gsg-no_predictor"):
-        for seed in study.SEEDS:
-            details = {"std": 0.0, "even_std": 0.02, "effective_rank": 1.0, "seconds": 60.0}
-            write_record(
-                summary.STUDY / "records",
-                study.key(study.Arm(method), "cpu", seed),
-                {"knn_top1": 10.0, "linear_top1": 10.0},
-                protocol={"epochs": study.SCALES["cpu"].epochs},
-                details=details,
-            )
-
-
-def test_the_study_is_answered_on_the_pages_of_cifar10_and_of_the_demo(scope, studied):
+def test_the_study_is_answered_on_the_pages_of_cifar10_and_of_the_demo(scope, studied, monkeypatch):
     said = "SimSiam (no predictor): 3 of 3 runs collapsed; SimSiam w/ GSG (no predictor): 3 of 3 runs collapsed."
     cifar10 = replace(scope, profile="cifar10")
     text = build(cifar10).read_text()
+    assert "<code>study/README.md</code>" in text  # the checkout has no public address
+    assert all(link.startswith("#") for link in Page(text).links)
     assert f'<strong>No</strong></td><td data-head="Numbers" class="words">{said}' in text
     assert "7 not run yet, 1 no" in text
     assert "A ResNet-18 of a quarter of the width" in text
@@ -203,6 +189,9 @@ def test_the_study_is_answered_on_the_pages_of_cifar10_and_of_the_demo(scope, st
     assert "7 not run yet, 1 no" in demo
     assert said not in demo
     assert "collapsed;" not in build(replace(scope, profile="imagenet")).read_text()
+    monkeypatch.setattr(summary, "repository", lambda: "https://host.org/some/gsg")
+    for one in (scope, cifar10):
+        assert "https://host.org/some/gsg/blob/HEAD/study/README.md" in Page(build(one).read_text()).links
     spoilt = next(summary.STUDY.rglob("*.json"))
     spoilt.write_text("{}")
     page, problems = report.build(cifar10)
