@@ -2,13 +2,19 @@
 
 from collections.abc import Iterable
 
-from common.names import ABLATIONS, METHODS
+from common.names import ABLATIONS, METHODS, UNTRAINED
 from common.records import METRICS, TASKS
 from common.sources import SOURCES, suite
 
-MODELS = {"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"}
+MODELS = {
+    UNTRAINED: "Untrained network",
+    **{"simsiam": "SimSiam", "simsiam_gsg": "SimSiam w/ GSG", "byol": "BYOL", "byol_gsg": "BYOL w/ GSG"},
+}
 # Okabe and Ito's colours, which colour-blind readers tell apart: one hue per family, darker with GSG.
-COLOURS = {"simsiam": "#56B4E9", "simsiam_gsg": "#0072B2", "byol": "#E69F00", "byol_gsg": "#D55E00"}
+COLOURS = {
+    UNTRAINED: "#777777",
+    **{"simsiam": "#56B4E9", "simsiam_gsg": "#0072B2", "byol": "#E69F00", "byol_gsg": "#D55E00"},
+}
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#555555")
 # Ten classes: Paul Tol's "muted" scheme, its pale grey darkened.
 CLASS_COLOURS = (
@@ -58,11 +64,12 @@ EXPECTED: dict[str, list[tuple[str, str, str, str]]] = {
 
 
 def model_order(models: Iterable[str]) -> list[str]:
-    """Return the models without repeats: ours in the paper's order, each before its ablations, then the others."""
+    """Return the models without repeats: the untrained, ours with their ablations in the paper's order, others."""
+    ours = (UNTRAINED, *METHODS)
 
     def place(model: str) -> tuple[int, str]:
         method = method_of(model)
-        return (METHODS.index(method) if method in METHODS else len(METHODS)), model
+        return (ours.index(method) if method in ours else len(ours)), model
 
     return sorted(set(models), key=place)
 

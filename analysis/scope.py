@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import UserError
+from common.names import UNTRAINED
 from common.run import Subject
 
 LIMIT = 10_000  # images: the paper's t-SNE shows CIFAR-10's test set
@@ -76,7 +77,7 @@ class Scope:
         existing = [subject for subject in self.subjects if subject.path.is_file()]
         if existing:
             return existing
-        first = self.subjects[0]
+        first = min(self.subjects, key=lambda subject: subject.name == UNTRAINED)
         if self.name is not None:
             raise UserError(f"checkpoint {first.path} is missing; correct CHECKPOINT")
         raise UserError(f"{what}: no checkpoint in {first.path.parent}; make one with `{first.make_it}`")
@@ -92,13 +93,13 @@ def resolve(
     unused: str = "",
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> Scope:
-    """Parse the command line, print the first line and return the scope. METHOD is `all` by default.
+    """Parse the command line, print the first line and return the scope. METHOD is by default `untrained all`.
 
     `examples` and `unused`: see `cli.parser`. `more` adds the arguments for fields of the scope that not every command
     has.
     """
     parser = cli.parser(module, description, examples, reads_checkpoint=reads_checkpoint, unused=unused)
-    parser.set_defaults(method="all", checkpoint=None, name=None, key=None)
+    parser.set_defaults(method=f"{UNTRAINED} all", checkpoint=None, name=None, key=None)
     parser.add_argument("--reports", default="reports", type=cli.path, help="where tables, figures and pages live")
     more(parser)
     args = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
-from common.names import ABLATIONS, LOGGERS, METHODS, PROFILES, checkpoint_name
+from common.names import ABLATIONS, LOGGERS, METHODS, PROFILES, UNTRAINED, checkpoint_name
 from common.run import Folders, Subject
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
@@ -71,14 +71,16 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 def method_list(text: str) -> list[str]:
     """Parse METHOD: a method, several separated by commas or spaces, or `all`; `<method>-<ablation>` varies one."""
-    known, ablation = one_of("METHOD", (*METHODS, "all")), one_of("ablation", ABLATIONS)
+    known, ablation = one_of("METHOD", (*METHODS, UNTRAINED, "all")), one_of("ablation", ABLATIONS)
     words = text.replace(",", " ").split() or [""]
     for word in words:
         method, dash, variation = word.partition("-")
         known(method)
+        if dash and method not in METHODS:
+            raise UserError(f"METHOD {word}: {method} has nothing to vary; leave {dash}{variation} out")
         if dash:
             ablation(variation)
-    return list(METHODS) if "all" in words else words
+    return list(dict.fromkeys(name for word in words for name in (METHODS if word == "all" else [word])))
 
 
 def whole(name: str, least: int, most: int | None = None) -> Callable[[str], int]:
@@ -140,7 +142,10 @@ def parser(
     `unused`, are taken and not listed.
     """
     result = Parser(module, description, examples)
-    methods = f"one or several of {', '.join(METHODS)}, or all; <method>-<ablation> for {', '.join(ABLATIONS)}"
+    methods = (
+        f"one or several of {', '.join(METHODS)}, or all; {UNTRAINED}, the network before training; "
+        f"<method>-<ablation> for {', '.join(ABLATIONS)}"
+    )
     for name, default, kind, said in (
         ("profile", "demo", one_of("PROFILE", PROFILES), f"settings: {', '.join(PROFILES)}"),
         ("method", "simsiam_gsg", method_list, methods),

@@ -3,6 +3,7 @@
 PROFILES = ("demo", "cifar10", "imagenet")
 
 METHODS = ("simsiam", "simsiam_gsg", "byol", "byol_gsg")
+UNTRAINED = "untrained"  # as METHOD: the backbone before the first step, which all methods of a seed share
 
 LOGGERS = ("wandb", "mlflow")  # beside TensorBoard; the names of their packages, too
 

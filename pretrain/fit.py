@@ -6,11 +6,20 @@ from typing import Any
 from common.checkpoint import Checkpoint
 from common.engine.batch import plan_batch, processes
 from common.engine.processes import unwrapped
-from common.engine.runner import Runner, alone_in, build_runner, set_run, train, with_config_mistakes_named
+from common.engine.runner import (
+    Runner,
+    alone_in,
+    build_runner,
+    mark_finished,
+    set_run,
+    train,
+    with_config_mistakes_named,
+)
 from common.errors import UserError
 from common.features import pick_device
 from common.files import sha256_of_text
 from common.keys import check_keys
+from common.names import UNTRAINED
 from common.run import Job, Measured
 from pretrain import register
 from pretrain.device_views import start_device_views, use_device_views
@@ -21,23 +30,27 @@ from pretrain.probe import history
 def pretrain(job: Job) -> Runner | None:
     """Train the method of the job's config and export its online backbone to the job's place.
 
+    The subject `untrained` is exported as initialised: the weights with which every method of this seed begins.
     Returns the Runner, or None if another process has done the job since it was listed.
     """
     config: Any = copy.deepcopy(job.config)
-    batch = config.train_dataloader.batch_size
+    batch, is_trained = config.train_dataloader.batch_size, job.subject.name != UNTRAINED
     if config.get("device_views"):
         use_device_views(config)
     with alone_in(job.work_dir):
         if job.launcher == "none" and job.is_done():
             print(f"another process has done it: {job.place}", flush=True)
             return None
-        runner = start(job, config, settings=job.settings, least=2)
-        loader = with_config_mistakes_named(lambda: runner.train_dataloader)
-        if runner.max_iters == 0:
-            raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
-        if config.get("device_views"):
-            start_device_views(runner)
-        train(runner)
+        runner = start(job, config, settings=job.settings, least=2, says_plan=is_trained)
+        if is_trained:
+            loader = with_config_mistakes_named(lambda: runner.train_dataloader)
+            if runner.max_iters == 0:
+                raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+            if config.get("device_views"):
+                start_device_views(runner)
+            train(runner)
+        else:
+            mark_finished(runner)
         if runner.rank == 0:
             export_backbone(
                 job.place,
@@ -48,7 +61,7 @@ def pretrain(job: Job) -> Runner | None:
                 method=job.subject.name,
                 profile=job.key.profile,
                 arch=config.model.backbone.name,
-                epochs=runner.max_epochs,
+                epochs=runner.max_epochs if is_trained else 0,
                 seed=job.key.seed,
                 dataset=job.key.dataset,
                 config_sha256=job.settings,
@@ -80,8 +93,16 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
     return Measured(history(runner), protocol, fingerprint, pick_device().type)
 
 
-def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None = None, least: int = 1) -> Runner:
-    """Return the Runner of the job's `config`, and print how the processes share its batch.
+def start(
+    job: Job,
+    config: Any,
+    *,
+    settings: str,
+    backbone: Checkpoint | None = None,
+    least: int = 1,
+    says_plan: bool = True,
+) -> Runner:
+    """Return the Runner of the job's `config`, and print how the processes share its batch if it `says_plan`.
 
     `settings` is the SHA-256 under which the run may be resumed; `backbone` is loaded into the model's. Raises
     UserError if a process gets fewer than `least` images at a time.
@@ -93,6 +114,6 @@ def start(job: Job, config: Any, *, settings: str, backbone: Checkpoint | None =
         raise UserError(f"config: batch normalisation needs at least {least} images per process; raise the batch size")
     set_run(config, work_dir=job.work_dir, seed=job.key.seed, launcher=job.launcher, logger=job.logger)
     runner = build_runner(config, settings=settings, backbone=backbone, resume=job.resume, overwrite=job.overwrite)
-    if runner.rank == 0:
+    if says_plan and runner.rank == 0:
         print(f"{job.work_dir.name}: {plan.said}", flush=True)
     return runner

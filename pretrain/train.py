@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from common import cli
 from common.config import config_sha256, join_data, load_config
 from common.errors import UserError
-from common.names import checkpoint_name
+from common.names import UNTRAINED, checkpoint_name
 from common.records import RecordKey
 from common.run import Job, Subject, todo
 from pretrain import register
@@ -56,7 +56,7 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     Raises UserError for an ablation of the guide of a method that has none.
     """
     method, _, ablation = name.partition("-")
-    path = CONFIGS / args.profile / f"{method}.py"
+    path = CONFIGS / args.profile / f"{'simsiam' if method == UNTRAINED else method}.py"
     changes = load_config(CONFIGS / "ablation" / f"{ablation}.py").to_dict() if ablation else {}
     if {"guide", "views"} & changes.get("model", {}).keys() and not method.endswith("_gsg"):
         raise UserError(f"METHOD {name}: {method} has no guide to vary; choose {method}_gsg-{ablation}")

@@ -233,9 +233,11 @@ def test_ctrl_c_flushes_what_was_printed():
     ("words", "line"),
     [
         (["--profile", "Demo"], f"unknown PROFILE 'Demo'; known: {', '.join(PROFILES)}"),
-        (["--method", "moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, all"),
-        (["--method", "simsiam,moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, all"),
-        (["--method", ""], f"unknown METHOD ''; known: {', '.join(METHODS)}, all"),
+        (["--method", "moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, untrained, all"),
+        (["--method", "simsiam,moco"], f"unknown METHOD 'moco'; known: {', '.join(METHODS)}, untrained, all"),
+        (["--method", ""], f"unknown METHOD ''; known: {', '.join(METHODS)}, untrained, all"),
+        (["--method", "untrained-random"], "METHOD untrained-random: untrained has nothing to vary; leave -random out"),
+        (["--method", "all-random"], "METHOD all-random: all has nothing to vary; leave -random out"),
         (["--sed", "x"], "unrecognized arguments: --sed x (see `python -m room.module --help`)"),
         (["--data"], "argument --data: expected one argument (see `python -m room.module --help`)"),
     ],
@@ -294,6 +296,7 @@ def test_help_lists_the_arguments_and_their_defaults(capsys):
         ("byol simsiam", ["byol", "simsiam"]),
         ("byol, simsiam", ["byol", "simsiam"]),
         ("simsiam all", list(METHODS)),
+        ("untrained all untrained", ["untrained", *METHODS]),
     ],
 )
 def test_method_list(text, methods):
@@ -303,7 +306,7 @@ def test_method_list(text, methods):
 @given(st.text())
 def test_method_list_gives_known_methods_or_lists_them(text):
     try:
-        assert set(method_list(text)) <= set(METHODS)
+        assert set(method_list(text)) <= {"untrained", *METHODS}
     except UserError as error:
         assert all(method in str(error) for method in METHODS)  # noqa: PT017  (either outcome is right)
 

@@ -12,12 +12,13 @@ import torch
 from common.checkpoint import load_checkpoint
 from common.engine.progress import Progress
 from common.errors import UserError
+from common.names import METHODS
 from pretrain import knn, linear, train
 from tests.layouts import cifar10_binary
 from tests.pretrain.tiny import ROOT, log, outcome, remove_export, run_train
 
 
-@pytest.mark.parametrize("method", ["simsiam", "simsiam_gsg", "byol", "byol_gsg"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_exports_and_is_then_done(space, method, capsys):
     run_train(method=method)
     path = space / "checkpoints" / "demo" / f"{method}.pth"
@@ -43,6 +44,23 @@ def test_the_export_is_the_online_backbone(space):
     exported = load_checkpoint(space / "checkpoints" / "demo" / "byol.pth").state_dict
     assert all(torch.equal(value, state[f"backbone.{key}"]) for key, value in exported.items())
     assert any(not torch.equal(value, state[f"target.0.{key}"]) for key, value in exported.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_untrained_network_is_what_every_method_begins_with(space, method, monkeypatch, capsys):
+    from common.engine.runner import Runner
+
+    begun = {}
+    monkeypatch.setattr(Runner, "load_or_resume", lambda self: begun.update(copy.deepcopy(self.model.state_dict())))
+    options = ("train_cfg.max_epochs=1", "train_dataloader.batch_size=8")
+    run_train("--seed", "3", method=method, options=options)
+    run_train("--seed", "3", method="untrained", options=options)
+    exported = load_checkpoint(space / "checkpoints" / "demo" / "untrained-seed3.pth")
+    assert exported.meta["epochs"] == 0
+    assert all(torch.equal(value, begun[f"backbone.{key}"]) for key, value in exported.state_dict.items())
+    assert "untrained-seed3: batch" not in capsys.readouterr().out
+    run_train("--seed", "3", method="untrained", options=options)
+    assert "already done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common import cli
-from common.names import METHODS
+from common.cli import method_list
 from tools import demo
 
 
@@ -39,6 +39,21 @@ def test_every_stage_runs_in_turn_with_the_profile_and_the_data(stage, tmp_path,
     assert out.index("--- 1/2 first") < out.index("--- 2/2 second") < out.index("stage          seconds")
     assert [line.split()[0] for line in out.splitlines()[-5:-2]] == ["first", "second", "all"]
     assert out.splitlines()[-1] == f"the page: {Path('reports/demo/index.html').resolve()}"
+
+
+def test_every_stage_has_as_many_threads_whatever_the_environment_says(stage, tmp_path, monkeypatch, capfd):
+    count = """
+        import numpy, torch
+        from threadpoolctl import threadpool_info
+        counts = {pool["num_threads"] for pool in threadpool_info()} | {torch.get_num_threads()}
+        pathlib.Path(sys.argv[2] + "-threads").write_text(str(counts))
+        """
+    count = count.replace("sys.argv[2]", repr(str(tmp_path / "first")))
+    monkeypatch.setattr(os, "environ", {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+    monkeypatch.setattr(demo, "STAGES", (stage("first", count),))
+    demo.main([])
+    assert (tmp_path / "first-threads").read_text() == "{2}"
+    assert capfd.readouterr().out.startswith("2 threads")
 
 
 @pytest.mark.parametrize(
@@ -111,4 +126,4 @@ def test_the_stages_are_modules_of_this_project_that_take_these_arguments():
         assert len(arguments) % 2 == 0 or "--resume" in arguments
     reading = [arguments for _, (_, *arguments) in demo.STAGES[:-2]]
     assert all(arguments[:2] == ["--method", demo.METHODS] for arguments in reading)
-    assert set(demo.METHODS.split()) <= set(METHODS)
+    assert method_list(demo.METHODS) == ["untrained", "simsiam", "simsiam_gsg"]
