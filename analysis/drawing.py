@@ -14,10 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 from PIL.Image import Image
 
-from analysis.labels import Corners, label_places
+from analysis.labels import Corners, label_places, shifts_apart
 from analysis.names import CLASS_COLOURS, DATASETS, METRIC_NAMES, ink_on, method_of, model_colour, model_name
 from analysis.products import figure_files
 from common.files import atomic_path, atomic_write, sha256_of_text
@@ -206,7 +207,9 @@ def tsne(panels: Sequence[tuple[str, np.ndarray, str]], labels: np.ndarray, clas
     size = (side * columns, (side + 0.35) * rows + 0.4)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     named = len(classes) <= CLASSES_WITH_NAMES
+    names_of: list[tuple[Axes, list[Text]]] = []
     for axis, (model, points, caption) in zip(axes.flat, panels, strict=False):
+        names_of.append((axis, []))
         axis.set_title(model_name(model))
         axis.set_xlabel(caption, fontsize=6)
         for label, name in enumerate(classes):
@@ -217,7 +220,7 @@ def tsne(panels: Sequence[tuple[str, np.ndarray, str]], labels: np.ndarray, clas
             if named and len(mine):  # the legend alone does not suffice: ten colours are many
                 at = np.median(mine, axis=0)
                 box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-                axis.text(*at, name, fontsize=6, ha="center", va="center", bbox=box)
+                names_of[-1][1].append(axis.text(*at, name, fontsize=6, ha="center", va="center", bbox=box))
         axis.set(xticks=[], yticks=[])
         axis.spines[["top", "right"]].set_visible(True)
     for axis in axes.flat[len(panels) :]:
@@ -227,7 +230,20 @@ def tsne(panels: Sequence[tuple[str, np.ndarray, str]], labels: np.ndarray, clas
         legend = figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)))
         for handle in legend.legend_handles:
             handle.set_sizes([14])  # type: ignore[union-attr]
+    figure.draw_without_rendering()  # only now do the axes have their places
+    for axis, texts in names_of:
+        _move_apart(axis, texts)
     save(figure, stem)
+
+
+def _move_apart(axis: Axes, texts: Sequence[Text]) -> None:
+    """Move each text that covers one before it up or down, to the nearest free place."""
+    frame = axis.get_window_extent()
+    extents = [text.get_bbox_patch().get_window_extent() for text in texts]  # type: ignore[union-attr]
+    shifts = shifts_apart([(e.x0, e.y0, e.x1, e.y1) for e in extents], frame.y0, frame.y1)
+    for text, shift in zip(texts, shifts, strict=True):
+        x, y = axis.transData.transform(text.get_position())
+        text.set_y(axis.transData.inverted().transform((x, y + shift))[1])
 
 
 def segmentation(

@@ -17,6 +17,7 @@ from analysis.names import model_name
 from common import cli
 from common.errors import UserError
 from common.files import atomic_write
+from common.names import UNTRAINED
 from common.records import RecordKey, read_record
 
 ROOT = Path("study")
@@ -67,7 +68,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to pretrain: a METHOD, at another batch or for several times the epochs."""
+    """One way to pretrain: a METHOD, at another batch or for several times the epochs, 0 being none."""
 
     method: str
     batch: int | None = None
@@ -112,11 +113,12 @@ class Question:
     rule: Literal["higher", "collapse", "same"]
     contrasts: tuple[Contrast, ...]
     part: str = ""
+    beside: tuple[Arm, ...] = ()  # run and shown for comparison, without a part in the answer
 
     @property
     def arms(self) -> list[Arm]:
-        """The arms of all contrasts, those that come first being the bases."""
-        return list(dict.fromkeys(arm for c in self.contrasts for arm in (c.base, c.arm)))
+        """The arms beside, then those of all contrasts, the bases first."""
+        return list(dict.fromkeys([*self.beside, *(arm for c in self.contrasts for arm in (c.base, c.arm))]))
 
     @property
     def title(self) -> str:
@@ -124,6 +126,7 @@ class Question:
         return f"{self.number}{self.part}"
 
 
+_UNTRAINED = Arm(UNTRAINED, times=0)
 _SIMSIAM, _GSG, _BYOL, _BYOL_GSG = map(Arm, ("simsiam", "simsiam_gsg", "byol", "byol_gsg"))
 
 
@@ -132,11 +135,16 @@ def _without_predictor(arm: Arm) -> Arm:
 
 
 QUESTIONS = (
-    Question(
-        1, "Is SimSiam's kNN accuracy higher with GSG, at equal epochs?", "higher", (Contrast(_GSG, _SIMSIAM),), "a"
-    ),
-    Question(
-        1, "Is BYOL's kNN accuracy higher with GSG, at equal epochs?", "higher", (Contrast(_BYOL_GSG, _BYOL),), "b"
+    *(
+        Question(
+            1,
+            f"Is {model_name(base.method)}'s kNN accuracy higher with GSG, at equal epochs?",
+            "higher",
+            (Contrast(arm, base),),
+            part,
+            beside=(_UNTRAINED,),
+        )
+        for arm, base, part in ((_GSG, _SIMSIAM, "a"), (_BYOL_GSG, _BYOL, "b"))
     ),
     *(
         Question(
@@ -241,7 +249,7 @@ def collapsed(record: Mapping[str, Any]) -> bool:
 def answer(question: Question, runs: Runs) -> str:
     """Return "yes", "no", "undecided" or "not run", by the protocol's rules."""
     if any(len(runs.get(c.arm, {}).keys() & runs.get(c.base, {}).keys()) < LEAST for c in question.contrasts):
-        return "not run" if not any(arm in runs for arm in question.arms) else "undecided"
+        return "not run" if not any(c.arm in runs or c.base in runs for c in question.contrasts) else "undecided"
     if question.rule == "collapse":
         with_gsg, without = ([collapsed(r) for r in runs[a].values()] for a in question.arms[::-1])
         if all(without) and not any(with_gsg):
@@ -294,6 +302,8 @@ def _linear(contrast: Contrast, runs: Runs) -> str:
 
 def _spread(values: Iterable[float], digits: int = 2) -> str:
     values = list(values)
+    if not values:
+        return ""
     return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
@@ -307,9 +317,9 @@ def _table(runs: Runs) -> list[str]:
             arm.title,
             str(len(records)),
             *(_spread(r["metrics"][metric] for r in records) for metric in ("knn_top1", "linear_top1")),
-            _spread(d["std"] / d["even_std"] for d in details),
+            _spread(d["std"] / d["even_std"] for d in details if "std" in d),
             _spread((d["effective_rank"] for d in details), 1),
-            _spread((d["seconds"] for d in details), 0),
+            _spread((d["seconds"] for d in details if "seconds" in d), 0),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines

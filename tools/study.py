@@ -67,7 +67,7 @@ def pretrained(arm: Arm, scale: str, seed: int, args: argparse.Namespace) -> Job
     folder = args.runs / "study" / scale / f"{arm.name}-seed{seed}"
     options = {
         "train_dataloader.batch_size": arm.batch or settings.batch,
-        "train_cfg.max_epochs": settings.epochs * arm.times,
+        "train_cfg.max_epochs": settings.epochs * max(1, arm.times),
         **settings.options,
     }
     if arm.batch:
@@ -114,11 +114,9 @@ def measure(job: Job, checkpoint: Checkpoint) -> Measured:
     rows, held_out, device = np.arange(len(bank.y)), validation(bank.y), pick_device()
     on_gpu = device if device.type == "cuda" else None
     linear = sweep(bank, rows[~held_out], rows[held_out], queries, "accuracy", device=on_gpu)
-    lines, _ = read_log(job.work_dir / LOG, ("step", "epoch", "seconds", "std"))
-    ends = [line for line in lines if "epoch" in line]
     optimizer = config.optim_wrapper.optimizer
     protocol = dict(knn.protocol) | {
-        "epochs": config.train_cfg.max_epochs,
+        "epochs": checkpoint.meta["epochs"],
         "batch": config.train_dataloader.batch_size,
         "lr": optimizer.lr,
         "optimizer": optimizer.type,
@@ -126,15 +124,20 @@ def measure(job: Job, checkpoint: Checkpoint) -> Measured:
         "grid": len(linear.weight_decays),
         "copy": copy_of_cifar10(job.folders.data),
     }
-    details = {
-        "std": ends[-1]["std"],
-        "even_std": config.model.projector.dim**-0.5,
+    details: dict[str, Any] = {
         "effective_rank": effective_rank(np.asarray(queries.x)),
-        "seconds": ends[-1]["seconds"],
-        "curve": [[line["epoch"], line["knn"]] for line in ends if "knn" in line],
         "weight_decay": linear.weight_decay,
         "winner_converged": linear.winner_converged,
     }
+    if checkpoint.meta["epochs"]:
+        lines, _ = read_log(job.work_dir / LOG, ("step", "epoch", "seconds", "std"))
+        ends = [line for line in lines if "epoch" in line]
+        details |= {
+            "std": ends[-1]["std"],
+            "even_std": config.model.projector.dim**-0.5,
+            "seconds": ends[-1]["seconds"],
+            "curve": [[line["epoch"], line["knn"]] for line in ends if "knn" in line],
+        }
     metrics = {"knn_top1": knn.metrics["top1"], "linear_top1": linear.test}
     return Measured(metrics, protocol, knn.fingerprint, device.type, details)
 

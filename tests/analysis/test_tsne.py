@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import silhouette_score
 
-from analysis import embedding, features, geometry, tsne
+from analysis import drawing, embedding, features, geometry, tsne
 from common.errors import UserError
 from tests.analysis.conftest import resolved
 
@@ -158,3 +158,22 @@ def test_ten_thousand_points_take_under_three_minutes():
     started = time.perf_counter()
     embedding.embed(x.astype(np.float32))
     assert time.perf_counter() - started < 180
+
+
+def test_names_of_classes_that_lie_over_each_other_are_moved_apart(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(drawing, "save", lambda figure, stem: kept.append(figure))
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 10
+    points = rng.standard_normal((300, 2)) * np.where(labels < 6, 0.1, 5.0)[:, None]  # six classes in one place
+    drawing.tsne([("simsiam", points, "")], labels, tsne.DIGITS, tmp_path / "tsne")
+    [figure] = kept
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    boxes = [text.get_bbox_patch().get_window_extent().extents for text in axis.texts]
+    assert len(boxes) == 10
+    covered = [
+        (k, n) for k, a in enumerate(boxes) for n, b in enumerate(boxes[:k])
+        if min(a[2], b[2]) - max(a[0], b[0]) > 0.01 and min(a[3], b[3]) - max(a[1], b[1]) > 0.01
+    ]  # fmt: skip
+    assert covered == []

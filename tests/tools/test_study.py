@@ -32,7 +32,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_budget_that_is_spent_adds_one_run_and_the_next_call_the_next(place, tmp_path, capsys):
-    place("--budget", "0s", "--only", "1a")
+    place("--budget", "0s", "--only", "simsiam simsiam_gsg")
     (path,) = (tmp_path / "study/records").rglob("*.json")
     record = read_record(path)
     assert (record["task"], record["model"], record["seed"], record["variant"]) == ("study", "simsiam", 0, "cpu")
@@ -45,13 +45,26 @@ def test_a_budget_that_is_spent_adds_one_run_and_the_next_call_the_next(place, t
     assert 1 <= record["details"]["effective_rank"] <= 96
     assert len(record["details"]["curve"]) == 1
     said = capsys.readouterr().out
-    assert "1a         1 of 6" in said
+    assert "1a         1 of 9" in said
     assert "5 of the runs asked for are left" in said
-    place("--budget", "0s", "--only", "1a")
+    place("--budget", "0s", "--only", "simsiam simsiam_gsg")
     assert {path.name for path in (tmp_path / "study/records").rglob("*.json")} == {
         "cifar10-cpu-seed0.json",
         "cifar10-cpu-seed1.json",
     }
+
+
+def test_the_network_before_training_is_measured_without_a_log(place, tmp_path):
+    place("--budget", "0s", "--only", "1a")
+    (path,) = (tmp_path / "study/records").rglob("*.json")
+    record = read_record(path)
+    assert (record["model"], record["protocol"]["epochs"]) == ("untrained", 0)
+    assert set(record["metrics"]) == {"knn_top1", "linear_top1"}
+    assert set(record["details"]) == {"effective_rank", "weight_decay", "winner_converged"}
+    row = next(line for line in grid.write_report(tmp_path / "study").read_text().splitlines() if "Untrained" in line)
+    knn, linear = (f"{record['metrics'][name]:.2f}" for name in ("knn_top1", "linear_top1"))
+    assert row == f"| Untrained network | 1 | {knn} | {linear} |  | {record['details']['effective_rank']:.1f} |  |"
+    assert "higher with GSG, at equal epochs? | Not run yet. |" in (tmp_path / "study/README.md").read_text()
 
 
 def test_a_run_that_another_process_has_is_left_to_it(place, tmp_path):
@@ -84,7 +97,8 @@ def test_a_run_that_diverges_is_reported_and_one_that_is_interrupted_goes_on(pla
 
 def test_the_cheapest_missing_run_of_the_first_open_question_comes_first(tmp_path):
     order = [(q.title, arm.name, seed) for q, arm, seed in study.missing(study.chosen(""), "cpu", tmp_path)]
-    assert order[:4] == [
+    assert order[:7] == [
+        *(("1a", "untrained", seed) for seed in (0, 1, 2)),
         ("1a", "simsiam", 0),
         ("1a", "simsiam", 1),
         ("1a", "simsiam", 2),
@@ -93,6 +107,7 @@ def test_the_cheapest_missing_run_of_the_first_open_question_comes_first(tmp_pat
     costs = {name: Arm(name).cost for name in ("simsiam", "simsiam_gsg", "simsiam_gsg-shared_views", "byol_gsg")}
     assert costs == {"simsiam": 6, "simsiam_gsg": 12, "simsiam_gsg-shared_views": 6, "byol_gsg": 16}
     assert Arm("byol_gsg-chosen_only").cost == 10
+    assert Arm("untrained", times=0).cost == 0
 
 
 def test_a_run_that_would_not_end_within_the_budget_is_not_begun():
