@@ -3,7 +3,6 @@
 make demo
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +13,13 @@ from common.names import UNTRAINED
 from tools.stages import peak_memory, run
 
 METHODS = f"{UNTRAINED} simsiam simsiam_gsg"
-THREADS = (
-    2  # of each stage, on any machine: a sum in another order differs in its last bits, and training magnifies that
-)
+# Of each stage, on any machine: a sum in another order differs in its last bits, and training magnifies that.
+THREADS = 2
+ENVIRONMENT = {
+    **{f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL")},
+    **{f"{library}_DYNAMIC": "FALSE" for library in ("OMP", "MKL")},  # nor fewer where there are fewer cores
+    "OPENBLAS_NUM_THREADS": "1",  # it never takes more threads than there are cores
+}
 # Stage, module, arguments. Stages that train or evaluate a checkpoint take METHODS; those that train resume.
 STAGES: tuple[tuple[str, list[str]], ...] = (
     ("pretrain", ["pretrain.train", "--method", METHODS, "--resume"]),
@@ -38,15 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data", type=cli.path, help="root folder of the data sets")
     parser.add_argument("--overwrite", action="store_true", help="replace runs and results of other settings")
     args = parser.parse_args(argv)
-    os.environ |= {f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL", "OPENBLAS")}
-    os.environ |= {f"{library}_DYNAMIC": "FALSE" for library in ("OMP", "MKL")}  # nor fewer where there are fewer cores
     print(f"{THREADS} threads, whatever the machine has, so that the numbers do not depend on it", flush=True)
     begun = time.monotonic()
     times: list[tuple[str, float]] = []
     for number, (stage, command) in enumerate(STAGES, start=1):
         overwrite = ["--overwrite"] if args.overwrite and "--resume" in command else []  # the stages that train
         words = [*command, *overwrite, "--profile", "demo", "--data", str(args.data)]
-        outcome = run(f"{number}/{len(STAGES)} {stage}", words)
+        outcome = run(f"{number}/{len(STAGES)} {stage}", words, ENVIRONMENT)
         if outcome.code:
             sys.exit(outcome.code)
         times.append((stage, outcome.seconds))

@@ -1,11 +1,12 @@
 """Stages: commands of the rooms, run one after another, each in a process of its own."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from common import cli
@@ -21,15 +22,15 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def run(title: str, words: Sequence[str]) -> Outcome:
-    """Print the title and run `python -m` with `words`.
+def run(title: str, words: Sequence[str], environment: Mapping[str, str] | None = None) -> Outcome:
+    """Print the title and run `python -m` with `words`; `environment` holds variables that replace those of ours.
 
     SIGTERM and SIGUSR1 are passed on to the stage. Raises KeyboardInterrupt or Stopped when such a signal or Ctrl-C
     ended it: then nothing else should start.
     """
     print(f"\n--- {title}", flush=True)
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *words])
+    process = subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, **(environment or {})})
     before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in PASSED_ON}
     try:
         code = process.wait()

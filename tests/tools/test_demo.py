@@ -1,5 +1,6 @@
 """The demo's driver: stages in turn, exit codes passed on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,18 +43,21 @@ def test_every_stage_runs_in_turn_with_the_profile_and_the_data(stage, tmp_path,
 
 
 def test_every_stage_has_as_many_threads_whatever_the_environment_says(stage, tmp_path, monkeypatch, capfd):
-    count = """
-        import numpy, torch
+    count = f"""
+        import json, numpy, torch
         from threadpoolctl import threadpool_info
-        counts = {pool["num_threads"] for pool in threadpool_info()} | {torch.get_num_threads()}
-        pathlib.Path(sys.argv[2] + "-threads").write_text(str(counts))
+        counts = {{pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}}
+        pathlib.Path({str(tmp_path / "threads")!r}).write_text(json.dumps(counts | {{"torch": torch.get_num_threads()}}))
         """
-    count = count.replace("sys.argv[2]", repr(str(tmp_path / "first")))
-    monkeypatch.setattr(os, "environ", {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
-    monkeypatch.setattr(demo, "STAGES", (stage("first", count),))
-    demo.main([])
-    assert (tmp_path / "first-threads").read_text() == "{2}"
-    assert capfd.readouterr().out.startswith("2 threads")
+    for number in ("1", "3"):
+        for library in ("OMP", "MKL", "OPENBLAS"):
+            monkeypatch.setenv(f"{library}_NUM_THREADS", number)
+        monkeypatch.setattr(demo, "STAGES", (stage("first", count),))
+        demo.main([])
+        counts = json.loads((tmp_path / "threads").read_text())
+        assert counts.pop("openblas") == 1
+        assert set(counts.values()) == {2}
+        assert capfd.readouterr().out.startswith("2 threads")
 
 
 @pytest.mark.parametrize(
