@@ -47,7 +47,8 @@ def test_every_stage_has_as_many_threads_whatever_the_environment_says(stage, tm
         import json, numpy, torch
         from threadpoolctl import threadpool_info
         counts = {{pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}}
-        pathlib.Path({str(tmp_path / "threads")!r}).write_text(json.dumps(counts | {{"torch": torch.get_num_threads()}}))
+        counts["torch"] = torch.get_num_threads()
+        pathlib.Path({str(tmp_path / "threads")!r}).write_text(json.dumps(counts))
         """
     for number in ("1", "3"):
         for library in ("OMP", "MKL", "OPENBLAS"):
