@@ -23,8 +23,8 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
 WHAT = {
     "demo": (
         "Demo: a ResNet-18 pretrained for two epochs on 1,437 embedded images of handwritten digits, then every "
-        "benchmark on embedded data in the official layouts. It shows that the chain works. The network as "
-        "initialised is nearly as good, so its numbers do not say which method is better."
+        "benchmark on embedded data in the official layouts. It shows that the chain works. The untrained network does "
+        "about as well, so its numbers do not say which method is better."
     ),
     "cifar10": (
         "The paper's CIFAR-10 setting (appendix B.2, C.2): a ResNet-18 variant, 200 epochs at batch 128 as in "
