@@ -243,7 +243,12 @@ def difference(runs: Runs, contrast: Contrast, metric: str) -> Difference | None
 
 def collapsed(record: Mapping[str, Any]) -> bool:
     """Return whether a run's projections ended in (nearly) one point."""
-    return record["details"]["std"] < COLLAPSED * record["details"]["even_std"]
+    return _evenness(record) < COLLAPSED
+
+
+def _evenness(record: Mapping[str, Any]) -> float:
+    """Return the standard deviation of a run's projections as a share of that of evenly spread directions."""
+    return record["details"]["std"] / record["details"]["even_std"]
 
 
 def answer(question: Question, runs: Runs) -> str:
@@ -280,7 +285,8 @@ def sentence(question: Question, runs: Runs) -> str:
         return "Not run yet."
     if question.rule == "collapse":
         said = "; ".join(
-            f"{arm.title}: {sum(map(collapsed, runs[arm].values()))} of {len(runs[arm])} runs collapsed"
+            f"{arm.title}: {sum(map(collapsed, runs[arm].values()))} of {len(runs[arm])} runs collapsed, "
+            f"std {_spread(map(_evenness, runs[arm].values()))} of evenly spread"
             for arm in question.arms
             if arm in runs
         )
@@ -317,7 +323,7 @@ def _table(runs: Runs) -> list[str]:
             arm.title,
             str(len(records)),
             *(_spread(r["metrics"][metric] for r in records) for metric in ("knn_top1", "linear_top1")),
-            _spread(d["std"] / d["even_std"] for d in details if "std" in d),
+            _spread(_evenness(record) for record in records if "std" in record["details"]),
             _spread((d["effective_rank"] for d in details), 1),
             _spread((d["seconds"] for d in details if "seconds" in d), 0),
         )
