@@ -30,13 +30,17 @@ FAILED = ".failed.json"  # what a run that failed leaves beside the place of its
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale changes of PROFILE=cifar10: arguments of pretrain.train, and entries of its config."""
+    """What a scale changes of PROFILE=cifar10: arguments of pretrain.train, and entries of its config.
+
+    A run saves its state every `saving` steps, so that SIGKILL costs about a minute; this is not part of its settings.
+    """
 
     epochs: int
     batch: int
     said: str
     arguments: tuple[str, ...]
     options: Mapping[str, Any]
+    saving: int
 
 
 _BOTH = {"evaluation.workers": 0}
@@ -55,6 +59,7 @@ SCALES = {
             "custom_hooks.0.interval": 8,
         }
         | _BOTH,
+        78,
     ),
     "gpu": Scale(
         20,
@@ -62,6 +67,7 @@ SCALES = {
         "a ResNet-18, 50,000 images, 20 epochs, batch 512",
         ("--amp", "bf16", "--channels-last", "--device-views", "--compile", "reduce-overhead"),
         {"auto_scale_lr.enable": True, "custom_hooks.0.interval": 5} | _BOTH,
+        500,
     ),
 }
 

@@ -76,6 +76,8 @@ def pretrained(arm: Arm, scale: str, seed: int, args: argparse.Namespace) -> Job
     about = ["--profile", "cifar10", "--method", arm.method, "--seed", str(seed), "--data", str(args.data)]
     places = ["--runs", str(folder), "--checkpoints", str(folder), "--results", str(folder)]
     (job,) = jobs([*about, *places, *settings.arguments, "--resume", "--cfg-options", *words])
+    assert job.config is not None
+    job.config.default_hooks.checkpoint.interval = settings.saving
     for left in todo([job]):
         fit.pretrain(left)
     return job

@@ -25,7 +25,9 @@ def place(tmp_path, monkeypatch):
         "evaluation.k": 3,
         "custom_hooks.0.interval": 1,
     }
-    monkeypatch.setitem(SCALES, "cpu", replace(SCALES["cpu"], epochs=1, batch=4, options=options, arguments=()))
+    monkeypatch.setitem(
+        SCALES, "cpu", replace(SCALES["cpu"], epochs=1, batch=4, options=options, arguments=(), saving=1)
+    )
     cifar10_binary(tmp_path / "data", per_file=20)
     folders = ["--data", tmp_path / "data", "--runs", tmp_path / "runs", "--study", tmp_path / "study"]
     return lambda *words: study.main([str(word) for word in (*folders, *words)])
@@ -44,6 +46,7 @@ def test_a_budget_that_is_spent_adds_one_run_and_the_next_call_the_next(place, t
     assert 0 < record["details"]["std"] <= 0.3
     assert 1 <= record["details"]["effective_rank"] <= 96
     assert len(record["details"]["curve"]) == 1
+    assert {file.name for file in (tmp_path / "runs").rglob("*.pth")} >= {"iter_1.pth", "iter_2.pth"}
     said = capsys.readouterr().out
     assert "1a         1 of 9" in said
     assert "5 of the runs asked for are left" in said
