@@ -92,7 +92,7 @@ class Progress(Hook):
     that it resumes from and continues the log; `seconds` counts from the start, without the pauses.
     """
 
-    priority = "VERY_LOW"
+    priority = 80  # before the CheckpointHook, so that the log has every step that is saved
 
     def __init__(self, interval: int = 10) -> None:
         self.interval = interval

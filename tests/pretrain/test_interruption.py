@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mmengine.hooks import CheckpointHook, Hook
 
 from common import files
 from common.checkpoint import load_checkpoint
@@ -37,9 +38,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_after(hook: str, number: int) -> None:
-    """Let this process die once `number` steps or epochs are done and logged."""
-    original, seen = getattr(Progress, hook), []
+def die_after(hook: type[Hook], name: str, number: int) -> None:
+    """Let this process die once the hook was called `number` times, at as many steps or epochs."""
+    original, seen = getattr(hook, name), []
 
     def last(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -47,7 +48,7 @@ def die_after(hook: str, number: int) -> None:
         if len(seen) == number:
             die()
 
-    setattr(Progress, hook, last)
+    setattr(hook, name, last)
 
 
 def die_writing(name: str) -> None:
@@ -66,13 +67,21 @@ def die_writing(name: str) -> None:
 @pytest.mark.parametrize(
     "kill",
     [
-        lambda: die_after("after_train_iter", 1),  # before the first checkpoint
-        lambda: die_after("after_train_iter", 5),
-        lambda: die_after("after_train_epoch", 1),
+        lambda: die_after(Progress, "after_train_iter", 1),  # before the first checkpoint
+        lambda: die_after(Progress, "after_train_iter", 5),
+        lambda: die_after(Progress, "after_train_epoch", 1),
+        lambda: die_after(CheckpointHook, "after_train_iter", 4),  # which is saved
         lambda: die_writing("iter_2.pth"),
         lambda: die_writing("iter_4.pth"),
     ],
-    ids=["step 1", "step 5", "epoch 1", "writing the first checkpoint", "writing the second checkpoint"],
+    ids=[
+        "step 1",
+        "step 5",
+        "epoch 1",
+        "step 4, just saved",
+        "writing the first checkpoint",
+        "writing the second checkpoint",
+    ],
 )
 def test_a_run_killed_by_sigkill_resumes_to_the_same_bits(space, kill):
     assert in_a_child() == 0
