@@ -268,11 +268,13 @@ def _show_geometry(files: list[Path], scope: Scope) -> dict[str, Any]:
     charts = []
     for _, svg, numbers_file in zip(files[::3], files[1::3], files[2::3], strict=True):
         content = json.loads(numbers_file.read_text(encoding="utf-8"))
+        several = len(files) > 3
         for name, numbers in content["checkpoints"].items():
             model, _, seed = name.partition("-seed")
-            title = model_name(model) + (f", seed {seed}" if seed else "")
+            parts = (model_name(model), f"seed {seed}" if seed else "", f"of {content['data']}" if several else "")
+            title = ", ".join(part for part in parts if part)
             rows.append((title, [f"{numbers[key]:.3f}" for key in ("alignment", "uniformity")]))
-        charts.append((f"Of {content['data']}" if len(files) > 3 else "", [svg.read_text(encoding="utf-8")]))
+        charts.append((f"Of {content['data']}" if several else "", [svg.read_text(encoding="utf-8")]))
     alt = "Scatter chart of alignment over uniformity"
     return {"charts": charts, "numbers": rows, "heads": ["alignment", "uniformity"], "alt": alt}
 

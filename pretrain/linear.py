@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_folder(config, args.data_root)
     settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
     data = label(config.train_dataloader.dataset.images)
+    folder = "linear" if args.data_root is None else f"linear-{data}"
     jobs = [
         Job(
             key=RecordKey(args.profile, "linear", subject.name, data, args.seed),
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings=settings,
             folders=cli.folders(args),
             config=config,
-            work_dir=args.runs / args.profile / "linear" / checkpoint_name(subject.name, args.seed),
+            work_dir=args.runs / args.profile / folder / checkpoint_name(subject.name, args.seed),
             launcher=args.launcher,
             logger=args.logger,
             resume=args.resume,

@@ -269,8 +269,13 @@ def test_the_geometry_of_a_checkpoint_of_the_users_is_shown(scope, checkpoint):
     subjects = [replace(scope.subjects[0], name="theirs", path=checkpoint("theirs"))]
     geometry.build(replace(scope, limit=10, name="theirs", subjects=subjects))
     page = build(scope).read_text()
-    assert "theirs" in page
+    assert ">theirs<" in page
     assert "Scatter chart of alignment over uniformity" in page
+    (scope.data / "demo/digits").rename(scope.data / "birds")
+    geometry.build(replace(scope, limit=10, name="theirs", subjects=subjects, data_root=scope.data / "birds"))
+    page = build(scope).read_text()
+    assert ">theirs, of digits<" in page
+    assert ">theirs, of birds<" in page
 
 
 def test_spoilt_digests_only_cost_time(full):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -245,7 +246,7 @@ def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, mo
     linear.main(command)
     path = space / "results/demo/linear/simsiam/data-seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
-    log_file = space / "runs/demo/linear/simsiam/log.jsonl"
+    log_file = space / "runs/demo/linear-data/simsiam/log.jsonl"
     lines = [set(json.loads(line)) for line in log_file.read_text().splitlines()]
     path.unlink()
     monkeypatch.setattr("common.engine.steps.take_step", None)
@@ -285,8 +286,8 @@ def test_a_dry_run_of_other_settings_does_not_touch_a_finished_one(space, capsys
 def test_a_dry_run_of_linear_does_not_touch_a_finished_one(space):
     run_train(options=("train_cfg.max_epochs=1",))
 
-    def run_linear(*extra, epochs):
-        command = ["--method", "simsiam", "--data-root", "data", *extra]
+    def run_linear(*extra, epochs, data="data"):
+        command = ["--method", "simsiam", "--data-root", data, *extra]
         linear.main([*command, "--cfg-options", f"train_cfg.max_epochs={epochs}"])
 
     run_linear(epochs=2)
@@ -298,6 +299,9 @@ def test_a_dry_run_of_linear_does_not_touch_a_finished_one(space):
     run_linear("--overwrite", epochs=1)
     assert json.loads(path.read_text())["protocol"]["epochs"] == 1
     assert path.with_name("data-seed0.json.replaced-1").read_bytes() == before[path]
+    shutil.copytree("data", "birds")
+    run_linear(epochs=1, data="birds")  # another data set has a run of its own
+    assert path.with_name("birds-seed0.json").is_file()
 
 
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):
