@@ -253,6 +253,20 @@ def image_tree(root: Path, *, name: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.zeros(len(paths), dtype=np.int64), ["images"])
 
 
+def folder_sha256(root: Path, parts: Sequence[Path]) -> str:
+    """Return a SHA-256 over the names and sizes in bytes of the files in folders below `root`; of its own, of images.
+
+    What is left out and followed is as in `image_folder`. Raises UserError for a name that is not UTF-8.
+    """
+    entries = []
+    for part in parts:
+        for file in _files(str(part)):
+            if part != root or _is_image(file):
+                check_utf8(file)
+                entries.append(f"{os.path.relpath(file, root)}:{os.path.getsize(file) if os.path.exists(file) else 0}")
+    return sha256_of_text(*entries)
+
+
 def check_utf8(*parts: str | Path) -> None:
     """Raise UserError, in printable words, unless a path's name is UTF-8: records and caches could not hold it."""
     path = Path(*parts)

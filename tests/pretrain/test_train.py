@@ -3,11 +3,15 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.engine.progress import Progress
@@ -15,7 +19,7 @@ from common.errors import UserError
 from common.names import METHODS
 from pretrain import knn, linear, train
 from tests.layouts import cifar10_binary
-from tests.pretrain.tiny import ROOT, log, outcome, remove_export, run_train
+from tests.pretrain.tiny import ROOT, TINY, log, outcome, remove_export, run_train
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -298,6 +302,27 @@ def test_a_dry_run_of_linear_does_not_touch_a_finished_one(space):
     run_linear("--overwrite", epochs=1)
     assert json.loads(path.read_text())["protocol"]["epochs"] == 1
     assert path.with_name("data-seed0.json.replaced-1").read_bytes() == before[path]
+
+
+def test_other_data_are_other_settings_whatever_their_folder_is_called(space):
+    """A classifier of one folder must not be resumed for another, nor a result be taken for another's."""
+    shutil.copytree("data", "elsewhere/data")
+    commands = [
+        (train, ["--method", "simsiam", "--cfg-options", *TINY[1:], "train_cfg.max_epochs=1"]),
+        (linear, ["--method", "simsiam", "--resume", "--cfg-options", "train_cfg.max_epochs=1"]),
+    ]
+    for folder in ("data", "elsewhere/data"):  # a copy is the same data
+        for module, command in commands:
+            module.main(["--data-root", folder, *command])
+    before = files_of(space)
+    image = Path("elsewhere/data/train/a/0.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
+    shutil.copytree("elsewhere/data", "other")
+    for folder in ("elsewhere/data", "other"):
+        for module, command in commands:
+            with pytest.raises(UserError, match=r"other settings.* OVERWRITE=1"):
+                module.main(["--data-root", folder, *command])
+    assert files_of(space) == before
 
 
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):
