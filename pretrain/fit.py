@@ -1,6 +1,7 @@
 """The two runs of this room that train on mmengine's Runner: pretraining, and the linear probe."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from common.checkpoint import Checkpoint
@@ -10,6 +11,7 @@ from common.engine.runner import (
     Runner,
     alone_in,
     build_runner,
+    is_finished,
     mark_finished,
     set_run,
     train,
@@ -74,9 +76,11 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
     """Train a linear classifier on the checkpoint's features: top-1 and top-5, of the last epoch and of the best."""
     config: Any = copy.deepcopy(job.config)
     config.model.backbone = dict(name=checkpoint.arch)
-    batch = config.train_dataloader.batch_size
+    batch, settings = config.train_dataloader.batch_size, job.settings + checkpoint.sha256
     with alone_in(job.work_dir):
-        runner = start(job, config, settings=job.settings + checkpoint.sha256, backbone=checkpoint)
+        if is_finished(job.work_dir, settings):  # its record was lost
+            job = replace(job, resume=True)
+        runner = start(job, config, settings=settings, backbone=checkpoint)
         train(runner)
     sets = [loader.dataset.images for loader in (runner.train_dataloader, runner.val_dataloader)]
     optimizer = config.optim_wrapper.optimizer

@@ -243,9 +243,10 @@ def test_an_export_that_was_lost_is_made_again_from_the_finished_run_to_the_same
         assert after[path.with_name("byol_gsg.pth.replaced-1")] == before[path]
 
 
-def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch):
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch, resume):
     run_train(options=("train_cfg.max_epochs=1",))
-    command = ["--method", "simsiam", "--data-root", "data", "--resume", "--cfg-options", "train_cfg.max_epochs=2"]
+    command = ["--method", "simsiam", "--data-root", "data", *resume, "--cfg-options", "train_cfg.max_epochs=2"]
     linear.main(command)
     path = space / "results/demo/linear/simsiam/data-seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
