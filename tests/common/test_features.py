@@ -254,7 +254,9 @@ def test_features_too_large_to_be_squared_are_refused(checkpoint, folder, tmp_pa
     """Finite weights of a diverged training; kNN would take all such features for equal."""
     huge = {k: torch.full_like(v, 1e30) if k.endswith("bias") else v for k, v in checkpoint.state_dict.items()}
     diverged = Checkpoint(checkpoint.path, "huge", huge, checkpoint.meta)
-    with pytest.raises(UserError, match=r"^the features of \S+a\.pth \(images\) are too large: its training diverged; "):
+    with pytest.raises(
+        UserError, match=r"^the features of \S+a\.pth \(images\) are too large: its training diverged; "
+    ):
         extract_features(diverged, read(folder), TRANSFORM, tmp_path / "cache")
     assert arrays(tmp_path / "cache") == []
 

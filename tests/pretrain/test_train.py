@@ -326,6 +326,27 @@ def test_other_data_are_other_settings_whatever_their_folder_is_called(space):
     assert files_of(space) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["train_dataloader.drop_last=True"], "the training set has 1437 images, fewer than a batch of 2000"),
+        (["model.num_classes=3"], "config: model.num_classes is 3, but digits-train has 10 classes; set it so"),
+        (["model.num_classes=11"], "config: model.num_classes is 11, but digits-train has 10 classes; set it so"),
+        (
+            ["val_dataloader.dataset.images.name=folder", "val_dataloader.dataset.images.root=data"],
+            "have other classes",
+        ),
+    ],
+)
+def test_a_classifier_without_a_step_or_of_other_classes_is_not_recorded(space, options, said):
+    run_train(options=("train_cfg.max_epochs=1",))
+    with pytest.raises(UserError, match=said):
+        linear.main(
+            ["--method", "simsiam", "--data", ".", "--cfg-options", "train_dataloader.batch_size=2000", *options]
+        )
+    assert not (space / "results").exists()
+
+
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):
     path = space / "data" / "train" / "b" / "3.png"
     path.write_bytes(path.read_bytes()[:300])
