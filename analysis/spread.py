@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as t
 from tqdm import tqdm
 
-from common.features import pick_device, pick_workers
+from common.features import check_lengths, pick_device, pick_workers
 from common.images import LabelledImages
 from common.run import Subject
 
@@ -30,8 +30,9 @@ def measure(
     parts = []
     with torch.inference_mode(), tqdm(total=len(images.labels), desc=subject.name, unit="img", leave=False) as bar:
         for batch in loader:  # (B, 2, 3, H, W)
-            z = F.normalize(backbone(batch.flatten(0, 1).to(device)).float(), dim=1).cpu()
-            parts.append(z.unflatten(0, (-1, 2)))
+            z = backbone(batch.flatten(0, 1).to(device)).float().cpu()
+            check_lengths(z.numpy(), f"{subject.path} ({images.name})")
+            parts.append(F.normalize(z, dim=1).unflatten(0, (-1, 2)))
             bar.update(len(batch))
     x, y = torch.cat(parts).unbind(1)
     return {"alignment": alignment(x, y), "uniformity": (uniformity(x) + uniformity(y)) / 2}

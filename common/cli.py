@@ -266,7 +266,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _unwritable(error: OSError) -> str:
-    return f"cannot write {os.fsdecode(error.filename or 'a file')}: {error.strerror}"
+    return f"cannot write {os.fsdecode(error.filename2 or error.filename or 'a file')}: {error.strerror}"
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -176,9 +176,12 @@ def _kind(value: Any) -> str | None:
     return next((kind for kind, types in words.items() if isinstance(value, types)), None)
 
 
-def config_sha256(config: Config) -> str:
-    """Return the hash of the settings, before `join_data`: where the data lies on this machine does not count."""
-    return sha256_of_text(Config(config.to_dict(), format_python_code=False).pretty_text)
+def config_sha256(config: Config, *own: str) -> str:
+    """Return the hash of the settings, before `join_data`: where the data lies on this machine does not count.
+
+    Of a folder of the user's, `own` is `common.sources.own_data`'s hash: it is another data set when its files change.
+    """
+    return sha256_of_text(Config(config.to_dict(), format_python_code=False).pretty_text, *own)
 
 
 def join_data(config: Config, data: Path) -> Config:

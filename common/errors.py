@@ -4,13 +4,11 @@ import errno
 import os
 import re
 
+# Not the code's fault: the disk is full or closed, or something else has the place.
 UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-)  # not the code's fault
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ESTALE),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 LONGEST = 4000  # characters of a user's line
 

@@ -124,15 +124,7 @@ def _extract(
     # Written as a stream, batch after batch: on a full disk a memory map would end the process by SIGBUS.
     with naming(path), bar, open(part, "ab") as stream, open(sums, "ab") as checksums:
         for rows in batches:
-            if not np.isfinite(rows).all():
-                cause = (
-                    f"its training diverged, or {amp} overflowed; leave --amp out, or"
-                    if amp
-                    else "its training diverged;"
-                )
-                raise UserError(
-                    f"the features of {checkpoint.path} ({images.name}) are not finite: {cause} pretrain again"
-                )
+            check_lengths(rows, f"{checkpoint.path} ({images.name})", amp)
             content = rows.tobytes()
             stream.write(content)
             stream.flush()
@@ -144,6 +136,16 @@ def _extract(
         stream.write(digest.digest())
     publish(part, path)
     sums.unlink(missing_ok=True)
+
+
+def check_lengths(rows: np.ndarray, of: str, amp: str | None = None) -> None:
+    """Raise UserError unless all features (n, D) have finite lengths, as distances and angles need; `of` whose."""
+    with np.errstate(over="ignore"):
+        lengths = np.square(rows).sum(1)
+    if not np.isfinite(lengths).all():
+        what = "too large" if np.isfinite(rows).all() else "not finite"
+        cause = f"its training diverged, or {amp} overflowed; leave --amp out, or" if amp else "its training diverged;"
+        raise UserError(f"the features of {of} are {what}: {cause} pretrain again")
 
 
 def _network(checkpoint: Checkpoint, device: torch.device) -> nn.Module:

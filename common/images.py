@@ -1,12 +1,14 @@
 """Labelled images: what every reader returns, and the reading of folders, images and class maps."""
 
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -136,6 +138,8 @@ def read_image(path: Path, reduction: Reduction | None = None, *, upright: bool 
 
 def open_image(path: Path) -> Image.Image:
     """Open an image with Pillow, whose errors `readable` turns into a user's."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+        raise OSError("it is not a file")
     image = Image.open(path)
     image.filename = ""  # else Pillow 13.0 maps an uncompressed TIFF into memory, and scrambles one that is rotated
     return image
@@ -211,6 +215,8 @@ def image_folder(root: Path, *, name: str, hint: str) -> ImageFiles:
     others: Counter[str] = Counter()
     start = len(os.path.join(root, ""))
     for folder in _visible(root):
+        if folder.is_symlink() and not os.path.exists(folder.path):
+            raise UserError(f"data set folder {folder.path} is a link to nothing; restore what it names, or remove it")
         if not folder.is_dir():
             others["outside the class folders"] += _is_image(folder.path)
             continue
@@ -253,6 +259,20 @@ def image_tree(root: Path, *, name: str) -> ImageFiles:
     return ImageFiles(name, root, paths, np.zeros(len(paths), dtype=np.int64), ["images"])
 
 
+def folder_sha256(root: Path, parts: Sequence[Path]) -> str:
+    """Return a SHA-256 over the names and sizes in bytes of the files in folders below `root`; of its own, of images.
+
+    What is left out and followed is as in `image_folder`. Raises UserError for a name that is not UTF-8.
+    """
+    entries = []
+    for part in parts:
+        for file in _files(str(part)):
+            if part != root or _is_image(file):
+                check_utf8(file)
+                entries.append(f"{os.path.relpath(file, root)}:{os.path.getsize(file) if os.path.exists(file) else 0}")
+    return sha256_of_text(*entries)
+
+
 def check_utf8(*parts: str | Path) -> None:
     """Raise UserError, in printable words, unless a path's name is UTF-8: records and caches could not hold it."""
     path = Path(*parts)
@@ -276,7 +296,7 @@ def image_split(root: Path, split: str, name: str, hint: str = "") -> ImageFiles
 
 
 def check_classes(train: Path, test: ImageFiles) -> None:
-    """Raise UserError naming the difference unless the folders `train` and `test` have the same classes.
+    """Raise UserError naming the difference unless the folders `train` and `test` have the same two classes or more.
 
     Labels are places in the list of classes, so a class that only one of them has would shift all labels after it.
     """
@@ -287,11 +307,13 @@ def check_classes(train: Path, test: ImageFiles) -> None:
             f"the class folders of {train} and {test.root} differ: {'; '.join(differences)}; "
             "give both the same class folders, with images in each"
         )
+    if len(classes) == 1:
+        raise UserError(f"{train} has images of one class alone, {classes.pop()}: any guess is right; add the others")
 
 
-def has_classes(root: Path) -> bool:
-    """Return whether a folder is there and has folders with images, which `image_folder` takes for classes."""
-    return root.is_dir() and any(True for _ in _class_folders(root))
+def has_classes(root: Path, least: int = 1) -> bool:
+    """Return whether a folder is there and has `least` folders with images, which `image_folder` takes for classes."""
+    return root.is_dir() and len(list(islice(_class_folders(root), least))) == least
 
 
 def _class_folders(root: Path) -> Iterator[str]:
@@ -310,8 +332,10 @@ def _visible(folder: str | Path) -> list[os.DirEntry]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _files(folder: str, above: tuple[os.stat_result, ...] = ()) -> Iterator[str]:
+def _files(folder: str, above: tuple[os.stat_result, ...] | None = None) -> Iterator[str]:
     """Yield the paths of the files at any depth of the folder, sorted; a link to a folder above it is not followed."""
+    if above is None:
+        above = tuple(parent.stat() for parent in Path(folder).absolute().parents)
     here = os.stat(folder)
     if any(os.path.samestat(here, other) for other in above):
         return
@@ -364,7 +388,7 @@ def readable(path: Path, what: str = "image", *, remedy: str, missing: str = "re
         reason = " ".join(str(error).split()).split(str(path))[0].strip(" '") or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             raise UserError(f"{what} {path} is too large ({reason}); make it smaller, or {remedy}") from None
-        compression = _tiff_compression(path)
+        compression = _tiff_compression(path) if path.is_file() else None
         if isinstance(compression, int):
             raise UserError(
                 f"{what} {path} is a TIFF of compression {compression}, which Pillow does not read; "

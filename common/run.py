@@ -61,9 +61,9 @@ class Subject:
 class Job:
     """All that a run needs, resolved: nothing that takes a job reads the command line.
 
-    `settings` is the SHA-256 of what the result depends on besides the checkpoint. `config` is None for runs without a
-    config file; jobs share it, so a run must change a copy only. `products` are files that the run leaves besides its
-    record.
+    `settings` is the SHA-256 of what the result depends on besides the checkpoint, the files of a DATA_ROOT among it.
+    `config` is None for runs without a config file; jobs share it, so a run must change a copy only. `products` are
+    files that the run leaves besides its record.
     """
 
     key: RecordKey
@@ -106,7 +106,7 @@ class Job:
     def is_done(self) -> bool:
         """Return whether its products and its record, of exactly this checkpoint and these settings, are there.
 
-        Raises UserError when the checkpoint is missing, and for a record of another checkpoint or other settings
+        Raises UserError when the checkpoint is missing, and for a record of another checkpoint, data or settings
         unless the job may `overwrite` it.
         """
         sha256 = self.checkpoint_sha256
@@ -116,8 +116,8 @@ class Job:
             return not self.again and all(map(is_whole, self.products))
         if not self.overwrite:
             raise UserError(
-                f"{self.place} is the record of another checkpoint or other settings; {OVERWRITE} to replace it (it is "
-                "kept beside the new one), or choose other folders by --results and --runs"
+                f"{self.place} is the record of another checkpoint, other data or other settings; {OVERWRITE} to "
+                "replace it (it is kept beside the new one), or choose other folders by --results and --runs"
             )
         return False
 

@@ -21,6 +21,8 @@ ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 PAPER = ("cifar10", "imagenet")  # the profiles whose transfer suite has the paper's data sets
 ACCURACY, MEAN_PER_CLASS, MAP11 = "accuracy", "mean_per_class_accuracy", "mAP11"
 FIFTH = "val: 20 % of train"
+# Where a folder of the user's keeps its data, in whatever layout.
+OWN_PARTS = "train val test train2017 val2017 images annotations JPEGImages Annotations ImageSets".split()
 
 
 class NotPublishedError(UserError):
@@ -172,6 +174,21 @@ def own_name(root: Path) -> str:
     if not name:
         raise UserError(f"--data-root {root} (DATA_ROOT) has no name for the records; choose a folder below it")
     return name
+
+
+def own_data(root: Path | None) -> list[str]:
+    """Return one SHA-256 over the names and sizes of the files in a folder of the user's; nothing for no folder.
+
+    Results belong to it: another folder of the same name, or with other files, is another data set. Raises UserError
+    as `own_name` does.
+    """
+    if root is None:
+        return []
+    from common.images import folder_sha256
+
+    own_name(root)
+    parts = [root / name for name in OWN_PARTS if (root / name).is_dir()]
+    return [folder_sha256(root, parts or [root])]
 
 
 def make_data(name: str, data: Path, folder: Path | None = None) -> str:

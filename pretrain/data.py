@@ -90,7 +90,7 @@ def use_folder(config: "Config", root: Path) -> None:
     if not pretraining and not (root / "train").is_dir():
         raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
     images: dict[str, Any] = dict(name="folder", root=".")
-    labelled = not pretraining or has_classes(root / "train")
+    labelled = not pretraining or has_classes(root / "train", 2)
     tested = labelled and has_classes(root / "val")
     if "train_dataloader" in config:
         config.train_dataloader.dataset.images = dict(

@@ -43,7 +43,7 @@ def check_replaceable(path: Path, *, config_sha256: str, seed: int, overwrite: b
     if path.is_file() and of is not None and of != (config_sha256, seed) and not overwrite:
         raise UserError(
             f"{path} is an export of other settings; {OVERWRITE} to replace it (it is kept beside the new one), or "
-            "choose other folders by --checkpoints and --runs"
+            "choose other folders by --checkpoints and --runs; files of DATA_ROOT count as settings, too"
         )
 
 

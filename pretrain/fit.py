@@ -1,6 +1,8 @@
 """The two runs of this room that train on mmengine's Runner: pretraining, and the linear probe."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from common.checkpoint import Checkpoint
@@ -10,6 +12,7 @@ from common.engine.runner import (
     Runner,
     alone_in,
     build_runner,
+    is_finished,
     mark_finished,
     set_run,
     train,
@@ -18,6 +21,7 @@ from common.engine.runner import (
 from common.errors import UserError
 from common.features import pick_device
 from common.files import sha256_of_text
+from common.images import LabelledImages
 from common.keys import check_keys
 from common.names import UNTRAINED
 from common.run import Job, Measured
@@ -43,9 +47,7 @@ def pretrain(job: Job) -> Runner | None:
             return None
         runner = start(job, config, settings=job.settings, least=2, says_plan=is_trained)
         if is_trained:
-            loader = with_config_mistakes_named(lambda: runner.train_dataloader)
-            if runner.max_iters == 0:
-                raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+            _require_steps(runner, batch)
             if config.get("device_views"):
                 start_device_views(runner)
             train(runner)
@@ -74,11 +76,15 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
     """Train a linear classifier on the checkpoint's features: top-1 and top-5, of the last epoch and of the best."""
     config: Any = copy.deepcopy(job.config)
     config.model.backbone = dict(name=checkpoint.arch)
-    batch = config.train_dataloader.batch_size
+    batch, settings = config.train_dataloader.batch_size, job.settings + checkpoint.sha256
     with alone_in(job.work_dir):
-        runner = start(job, config, settings=job.settings + checkpoint.sha256, backbone=checkpoint)
+        if is_finished(job.work_dir, settings):  # its record was lost
+            job = replace(job, resume=True)
+        runner = start(job, config, settings=settings, backbone=checkpoint)
+        _require_steps(runner, batch)
+        sets = [loader.dataset.images for loader in (runner.train_dataloader, runner.val_dataloader)]
+        _check_classes(sets, config.model.num_classes)
         train(runner)
-    sets = [loader.dataset.images for loader in (runner.train_dataloader, runner.val_dataloader)]
     optimizer = config.optim_wrapper.optimizer
     protocol = {
         "epochs": runner.max_epochs,
@@ -91,6 +97,24 @@ def train_probe(job: Job, checkpoint: Checkpoint) -> Measured:
     }
     fingerprint = sha256_of_text(*(images.fingerprint for images in sets))
     return Measured(history(runner), protocol, fingerprint, pick_device().type)
+
+
+def _require_steps(runner: Runner, batch: int) -> None:
+    """Raise UserError for a training set that has not even one batch."""
+    loader = with_config_mistakes_named(lambda: runner.train_dataloader)
+    if runner.max_iters == 0:
+        raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+
+
+def _check_classes(sets: Sequence[LabelledImages], number: int) -> None:
+    """Raise UserError unless training and test set have the same classes, `number` of them."""
+    train, test = (list(images.classes) for images in sets)
+    if train != test:
+        raise UserError(f"config: {sets[0].name} and {sets[1].name} have other classes; choose parts of one data set")
+    if len(train) != number:
+        raise UserError(
+            f"config: model.num_classes is {number}, but {sets[0].name} has {len(train)} classes; set it so"
+        )
 
 
 def start(

@@ -10,6 +10,7 @@ from common import cli
 from common.config import config_sha256, join_data, load_config
 from common.records import RecordKey
 from common.run import Job, record, todo
+from common.sources import own_data
 from pretrain.data import label, use_folder
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(CONFIGS / args.profile / "knn.py", options=args.cfg_options)
     if args.data_root is not None:
         use_folder(config, args.data_root)
-    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
+    settings = config_sha256(config, *own_data(args.data_root))
+    config = join_data(config, args.data_root or args.data)
     jobs = [
         Job(
             key=RecordKey(args.profile, "knn", subject.name, label(config.evaluation.images), args.seed),

@@ -11,6 +11,7 @@ from common.config import config_sha256, join_data, load_config
 from common.names import checkpoint_name
 from common.records import RecordKey
 from common.run import Job, record, todo
+from common.sources import own_data
 from pretrain import register
 from pretrain.data import label, use_folder
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.data_root is not None:
         use_folder(config, args.data_root)
-    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
+    settings = config_sha256(config, *own_data(args.data_root))
+    config = join_data(config, args.data_root or args.data)
     data = label(config.train_dataloader.dataset.images)
     folder = "linear" if args.data_root is None else f"linear-{data}"
     jobs = [

@@ -92,6 +92,7 @@ def knn_accuracy(bank: Features, queries: Features, *, k: int, temperature: floa
         parts = all_gather(F.pad(similarity, missing, value=-torch.inf)), all_gather(F.pad(near, missing))
         similarity, order = torch.cat(parts[0], 1).topk(k, dim=1)
         near = torch.cat(parts[1], 1).gather(1, order)
+    similarity = similarity - similarity.amax(1, keepdim=True)  # the same shares, and no overflow at low temperatures
     scores = vote(similarity, near, temperature=temperature, num_classes=int(near.max()) + 1)
     correct = scores.argmax(1) == torch.as_tensor(queries.y, device=device)
     return 100 * int(correct.sum()) / len(queries.y)

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.names import UNTRAINED, checkpoint_name
 from common.records import RecordKey
 from common.run import Job, Subject, todo
+from common.sources import own_data
 from pretrain import register
 from pretrain.data import label, use_folder
 from pretrain.export import check_replaceable, is_exported
@@ -74,7 +75,8 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
 def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
     """Return the run of a method with the arguments' settings."""
     config = method_config(args, subject.name)
-    settings, config = config_sha256(config), join_data(config, args.data_root or args.data)
+    settings = config_sha256(config, *own_data(args.data_root))
+    config = join_data(config, args.data_root or args.data)
     if args.stop_on_collapse:
         config.default_hooks.collapse.stop = True
     data = label(config.train_dataloader.dataset.images)

@@ -98,7 +98,7 @@ class RegularisationPath:
             self._estimator.coef_, self._estimator.intercept_ = start.weight, start.bias
         present = self._deviation[self._deviation > 0]
         self._uneven = self._on_host and present.max() > UNEVEN * present.min()
-        if self._on_host and present.max() > UNEVEN * np.median(present):
+        if self._on_host and present.max() > UNEVEN * usual(present):
             self._use_own_solver()
 
     def fit(self, weight_decay: float) -> Fit:
@@ -248,6 +248,15 @@ def deviations(x: Any) -> Any:
     if is_numpy(x):
         return np.append(of_features, 1.0)
     return torch.cat((of_features, of_features.new_ones(1)))
+
+
+def usual(sizes: np.ndarray) -> float:
+    """Return the deviation that bounds are meant for: the median, or the tenth's from below if that is far smaller.
+
+    The median ignores a few features that are much larger. Where most are, the small ones decide at weak decays.
+    """
+    low, middle = np.quantile(sizes, 0.1, method="lower"), np.median(sizes)
+    return float(low if middle > UNEVEN**2 * low else middle)
 
 
 def is_numpy(x: Any) -> bool:

@@ -15,7 +15,7 @@ from common.errors import UserError, last_line
 from common.files import sha256_of_file, sha256_of_text
 from common.records import RecordKey
 from common.run import Subject
-from common.sources import SOURCES, NotPublishedError, add_folder, known, suite
+from common.sources import SOURCES, NotPublishedError, add_folder, known, own_data, suite
 from transfer.datasets import load, read_split
 from transfer.job import Transfer
 from transfer.settings import SETTINGS
@@ -82,7 +82,7 @@ def resolve(args: argparse.Namespace, subject: Subject, dataset: str) -> Transfe
             args.profile, "recognition", subject.name, dataset, args.seed, _variant(args.split_file, args.amp)
         ),
         subject=subject,
-        settings=sha256_of_text(SETTINGS, SOURCES[dataset].settings, *split, *amp),
+        settings=sha256_of_text(SETTINGS, SOURCES[dataset].settings, *split, *amp, *own_data(args.data_root)),
         folders=cli.folders(args),
         split_file=args.split_file,
         amp=args.amp,

@@ -34,6 +34,7 @@ from transfer.regularisation import (
     noting_convergence,
     on_host,
     problems_of,
+    usual,
 )
 from transfer.settings import TYPICAL, UNIT, WEIGHT_DECAYS
 
@@ -198,11 +199,11 @@ def _centred(x: np.ndarray, rows: np.ndarray, mean: np.ndarray, device: torch.de
 def _unit(x: Any) -> float:
     """Return the power of UNIT by which to divide centred features (N, D) so that most deviate by about TYPICAL.
 
-    It is 1 for those of a ResNet. The median ignores a few features that are much larger.
+    It is 1 for those of a ResNet.
     """
     sizes = on_host(deviations(x)[:-1])
     sizes = sizes[sizes > 0]
-    return UNIT ** round(math.log(float(np.median(sizes)) / TYPICAL, UNIT)) if sizes.size else 1.0
+    return UNIT ** round(math.log(usual(sizes) / TYPICAL, UNIT)) if sizes.size else 1.0
 
 
 def _scores(x: np.ndarray, mean: np.ndarray, scale: float, fit: Fit) -> np.ndarray:

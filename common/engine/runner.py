@@ -280,8 +280,8 @@ def _is_of_others(work_dir: Path, settings: str, overwrite: bool) -> bool:
     if not overwrite:
         kind = "a finished" if finished else "an interrupted"
         raise UserError(
-            f"{work_dir} holds {kind} run of other settings; restore those to continue it, {OVERWRITE} to replace "
-            "it, or choose another folder by --runs"
+            f"{work_dir} holds {kind} run of other settings; restore those (files of DATA_ROOT count, too) to "
+            f"continue it, {OVERWRITE} to replace it, or choose another folder by --runs"
         )
     return True
 

@@ -16,7 +16,7 @@ from common.keys import Register
 from common.names import PROFILES
 from common.records import RecordKey
 from common.run import Job
-from common.sources import own_name
+from common.sources import own_data, own_name
 
 WEIGHTS, CONFIG = "final.pth", "config.py"  # what a finished run leaves in its work_dir
 # What follows from the checkpoint.
@@ -113,7 +113,8 @@ def resolve(
             "CLASSES names the classes of a data set of your own: add DATA_ROOT=folder (--data-root folder)"
         )
     training = {key: value for key, value in config.to_dict().items() if key not in TESTING}
-    settings, training_settings = config_sha256(config), config_sha256(Config(training))
+    own = own_data(args.data_root)
+    settings, training_settings = config_sha256(config, *own), config_sha256(Config(training), *own)
     jobs = []
     for subject in cli.subjects(args):
         key = RecordKey(args.profile, task, subject.name, label, args.seed, variant)

@@ -52,6 +52,17 @@ def test_every_checkpoint_is_measured_once(scope, checkpoint, monkeypatch, capsy
     assert "up to date" in capsys.readouterr().out
 
 
+def test_features_of_diverged_weights_are_not_measured(scope, checkpoint):
+    checkpoint("simsiam")
+    path = scope.checkpoints / scope.profile / "simsiam.pth"
+    content = torch.load(path, weights_only=True)
+    torch.save(
+        {**content, "state_dict": {k: v + 1e30 * k.endswith("bias") for k, v in content["state_dict"].items()}}, path
+    )
+    with pytest.raises(UserError, match=r"^the features of \S+simsiam\.pth .* are too large: its training diverged; "):
+        geometry.build(replace(scope, limit=10))
+
+
 def test_an_interrupted_measurement_keeps_what_it_has(scope, checkpoint, monkeypatch):
     for name in ("simsiam", "byol"):
         checkpoint(name)

@@ -57,6 +57,8 @@ def test_a_command_that_ends_well():
         ("OSError(28, 'No space left on device', 'a/b.pth')", "error: cannot write a/b.pth: No space left on device; "),
         ("OSError(28, 'No space left on device')", "error: cannot write a file: No space left on device; "),
         ("OSError(122, 'Disk quota exceeded', 'b')", "error: cannot write b: Disk quota exceeded; "),
+        ("OSError(21, 'Is a directory', '.b.part', None, 'b')", "error: cannot write b: Is a directory; "),
+        ("OSError(17, 'File exists', 'b')", "error: cannot write b: File exists; "),
         ("PermissionError(13, 'Permission denied', 'results')", "error: cannot write results: Permission denied; "),
     ],
 )

@@ -250,6 +250,17 @@ def test_features_that_are_not_finite_are_refused_and_leave_no_array(checkpoint,
     assert arrays(tmp_path / "cache") == []
 
 
+def test_features_too_large_to_be_squared_are_refused(checkpoint, folder, tmp_path):
+    """Finite weights of a diverged training; kNN would take all such features for equal."""
+    huge = {k: torch.full_like(v, 1e30) if k.endswith("bias") else v for k, v in checkpoint.state_dict.items()}
+    diverged = Checkpoint(checkpoint.path, "huge", huge, checkpoint.meta)
+    with pytest.raises(
+        UserError, match=r"^the features of \S+a\.pth \(images\) are too large: its training diverged; "
+    ):
+        extract_features(diverged, read(folder), TRANSFORM, tmp_path / "cache")
+    assert arrays(tmp_path / "cache") == []
+
+
 @pytest.mark.parametrize("content", [b"", b"short", bytes(100_000)])
 def test_a_part_of_something_else_is_not_continued(checkpoint, folder, tmp_path, monkeypatch, content):
     cache = tmp_path / "cache"

@@ -110,10 +110,17 @@ def test_linked_folders_are_followed_and_loops_are_not(folder, tmp_path_factory)
     add(outside / "x.png")
     (folder / "cat" / "more").symlink_to(outside)
     (folder / "eel").symlink_to(outside)
-    (folder / "dog" / "loop").symlink_to(folder / "dog")
+    for number, above in enumerate(("dog", ".", "..")):
+        (folder / "dog" / f"loop{number}").symlink_to(folder / above)
     images = read(folder)
     assert images.classes == ["cat", "dog", "eel"]
     assert images.paths == ["cat/a.png", "cat/more/x.png", "cat/z.JPG", "dog/b.png", "dog/deep/c.bmp", "eel/x.png"]
+
+
+def test_a_class_that_is_a_link_to_nothing_is_refused(folder):
+    (folder / "eel").symlink_to(folder / "unmounted")
+    with pytest.raises(UserError, match=r"^data set folder \S+eel is a link to nothing; restore what it names, or"):
+        read(folder)
 
 
 @pytest.mark.parametrize("name", [b"\xe9t\xe9/a.png", b"cat/\xe9.png"])
@@ -135,6 +142,7 @@ def test_a_name_that_is_not_utf8_is_refused_in_printable_words(folder, name):
         ("abc", "ab", "only {}/train has c; "),
         ("ab", "abc", "only {}/val has c; "),
         ("abc", "Abc", "only {}/train has a; only {}/val has A; "),
+        ("a", "a", "has images of one class alone, a: any guess is right; add the others"),
         ("abcdefgh", "h", "only {}/train has a, b, c, d, e and 2 more; "),
     ],
 )
@@ -150,6 +158,9 @@ def test_train_and_val_must_have_the_same_classes(tmp_path, train, test, said):
         return
     with pytest.raises(UserError) as caught:
         check_classes(tmp_path / "train", images)
+    if len(train) == 1:
+        assert str(caught.value) == f"{tmp_path}/train {said}"
+        return
     assert said.replace("{}", str(tmp_path)) in str(caught.value)
     assert str(caught.value).endswith("give both the same class folders, with images in each")
 
@@ -167,9 +178,11 @@ def broken(path, kind):
         path.touch()
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
 
 
-@pytest.mark.parametrize("kind", ["truncated JPEG", "truncated PNG", "text", "empty", "folder", "missing"])
+@pytest.mark.parametrize("kind", ["truncated JPEG", "truncated PNG", "text", "empty", "folder", "pipe", "missing"])
 def test_a_broken_image_is_one_line_with_its_name_once(tmp_path, kind):
     path = tmp_path / "broken.jpg"
     broken(path, kind)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from common.records import read_record
@@ -46,6 +47,9 @@ def test_a_folder_is_trained_on_recorded_under_its_name_and_tested_again(
     for name in ("metrics", "protocol", "details"):
         assert read_record(path)[name] == record[name]
     assert read_record(path)["provenance"]["data_fingerprint"] == record["provenance"]["data_fingerprint"]
+    Image.new("RGB", (9, 9)).save(next(again.rglob("*.jpg")))  # other data under the same name
+    with pytest.raises(UserError, match="other data or other settings; add OVERWRITE=1"):
+        place.run(main, f"--dataset={layout}", f"--data-root={again}", *subject, arch=None, options=options)
 
 
 @pytest.mark.parametrize(

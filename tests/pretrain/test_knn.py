@@ -80,6 +80,8 @@ def test_the_temperature_can_turn_a_vote():
     query = Features(np.float32([[2, 0]]), np.array([0]), "")
     assert knn_accuracy(bank, query, k=3, temperature=0.1) == 100.0  # the near one outweighs two
     assert knn_accuracy(bank, query, k=3, temperature=10.0) == 0.0  # the majority wins
+    bank, query = (Features(part.x, 1 - part.y, "") for part in (bank, query))
+    assert knn_accuracy(bank, query, k=3, temperature=1e-4) == 100.0  # where exp(similarity / temperature) overflows
 
 
 def test_all_queries_are_counted():

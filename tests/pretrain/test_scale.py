@@ -198,7 +198,10 @@ def test_two_processes_train_alike_share_the_work_and_leave_one_run(space, launc
     assert lines[-1]["knn"] == pytest.approx(record["metrics"]["top1"])
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "regnety_002"])  # the second has activations inside BN layers
+FUSED = ["regnety_002", "efficientnet_b0", "densenet121", "mobilenetv3_small_100"]  # activations inside BN layers
+
+
+@pytest.mark.parametrize("name", ["test_resnet", *FUSED])
 def test_with_syncbn_a_network_stays_what_it_was(monkeypatch, name):
     torch.manual_seed(0)
     model = MODELS.build(dict(type="SimSiam", **(SMALL | dict(backbone=dict(name=name)))))

@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.checkpoint import load_checkpoint
 from common.engine.progress import Progress
@@ -16,7 +19,7 @@ from common.errors import UserError
 from common.names import METHODS
 from pretrain import knn, linear, train
 from tests.layouts import cifar10_binary
-from tests.pretrain.tiny import ROOT, log, outcome, remove_export, run_train
+from tests.pretrain.tiny import ROOT, TINY, log, outcome, remove_export, run_train
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -240,9 +243,10 @@ def test_an_export_that_was_lost_is_made_again_from_the_finished_run_to_the_same
         assert after[path.with_name("byol_gsg.pth.replaced-1")] == before[path]
 
 
-def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch):
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_record_of_linear_that_was_lost_is_made_again_without_a_step(space, monkeypatch, resume):
     run_train(options=("train_cfg.max_epochs=1",))
-    command = ["--method", "simsiam", "--data-root", "data", "--resume", "--cfg-options", "train_cfg.max_epochs=2"]
+    command = ["--method", "simsiam", "--data-root", "data", *resume, "--cfg-options", "train_cfg.max_epochs=2"]
     linear.main(command)
     path = space / "results/demo/linear/simsiam/data-seed0.json"
     metrics = json.loads(path.read_text())["metrics"]
@@ -302,6 +306,48 @@ def test_a_dry_run_of_linear_does_not_touch_a_finished_one(space):
     shutil.copytree("data", "birds")
     run_linear(epochs=1, data="birds")  # another data set has a run of its own
     assert path.with_name("birds-seed0.json").is_file()
+
+
+def test_other_data_are_other_settings_whatever_their_folder_is_called(space):
+    """A classifier of one folder must not be resumed for another, nor a result be taken for another's."""
+    shutil.copytree("data", "elsewhere/data")
+    commands = [
+        (train, ["--method", "simsiam", "--cfg-options", *TINY[1:], "train_cfg.max_epochs=1"]),
+        (linear, ["--method", "simsiam", "--resume", "--cfg-options", "train_cfg.max_epochs=1"]),
+    ]
+    for folder in ("data", "elsewhere/data"):  # a copy is the same data
+        for module, command in commands:
+            module.main(["--data-root", folder, *command])
+    before = files_of(space)
+    image = Path("elsewhere/data/train/a/0.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
+    shutil.copytree("elsewhere/data", "other")
+    for folder in ("elsewhere/data", "other"):
+        for module, command in commands:
+            with pytest.raises(UserError, match=r"other settings.* OVERWRITE=1"):
+                module.main(["--data-root", folder, *command])
+    assert files_of(space) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["train_dataloader.drop_last=True"], "the training set has 1437 images, fewer than a batch of 2000"),
+        (["model.num_classes=3"], "config: model.num_classes is 3, but digits-train has 10 classes; set it so"),
+        (["model.num_classes=11"], "config: model.num_classes is 11, but digits-train has 10 classes; set it so"),
+        (
+            ["val_dataloader.dataset.images.name=folder", "val_dataloader.dataset.images.root=data"],
+            "have other classes",
+        ),
+    ],
+)
+def test_a_classifier_without_a_step_or_of_other_classes_is_not_recorded(space, options, said):
+    run_train(options=("train_cfg.max_epochs=1",))
+    with pytest.raises(UserError, match=said):
+        linear.main(
+            ["--method", "simsiam", "--data", ".", "--cfg-options", "train_dataloader.batch_size=2000", *options]
+        )
+    assert not (space / "results").exists()
 
 
 def test_a_truncated_image_stops_the_run_and_names_the_file(space):

@@ -89,6 +89,10 @@ def test_a_folder_of_the_users_is_a_data_set_under_its_name(house, tmp_path):
     assert (record["dataset"], record["variant"]) == ("shades", None)
     wanted = {"n_train": 16, "n_val": 4, "n_test": 8, "classes": 2, "image_size": 32}
     assert record["protocol"].items() >= {**wanted, "splits": "folders train, val; val: 20 % of train"}.items()
+    small_copies.picture(tmp_path / "shades/val/light/9.png", 1, 9)
+    run.main(command(house, tmp_path, "--data-root", str(tmp_path / "shades")))  # not "already done"
+    [record], _ = read_records(tmp_path, "demo")
+    assert record["protocol"]["n_test"] == 9
     (tmp_path / "shades" / "val" / "light").rename(tmp_path / "shades" / "val" / "bright")
     with pytest.raises(UserError, match=r"the class folders of .* differ: only .*train has light"):
         run.main(command(house, tmp_path / "other", "--data-root", str(tmp_path / "shades")))

@@ -245,6 +245,8 @@ UNITS = {
     "one large": np.r_[1e5, np.ones(11)],
     "one small": np.r_[1e-5, np.ones(11)],
     "two sizes": np.r_[np.full(7, 1e-3), np.ones(5)],
+    "half large": np.r_[np.full(6, 1e4), np.ones(6)],
+    "most large": np.r_[np.full(10, 1e6), np.ones(2)],
     "every size": 10.0 ** np.linspace(-4, 4, 12),
     "all small": np.full(12, 1e-4),
     "all tiny": np.full(12, 1e-9),
@@ -260,7 +262,8 @@ def test_features_in_any_unit_are_fitted_to_the_optimum(units, k, device):
     both, train, val, test = split(150, 100, 200, k=k, spread=3.0, dim=12)
     both, test = (Features((part.x * UNITS[units]).astype(np.float32), part.y) for part in (both, test))
     mean = both.x[train].mean(0, dtype=np.float64)
-    grid = [float(decay * np.median(UNITS[units]) ** 2) for decay in np.logspace(-3, 4, 15)]
+    unit = 1 if units in ("half large", "most large") else np.median(UNITS[units])  # the small ones count, too
+    grid = [float(decay * unit**2) for decay in np.logspace(-3, 4, 15)]
     outcome = sweep(both, train, val, test, "accuracy", grid, device)
 
     def optimum(rows, wd):
