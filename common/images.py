@@ -269,7 +269,11 @@ def folder_sha256(root: Path, parts: Sequence[Path]) -> str:
         for file in _files(str(part)):
             if part != root or _is_image(file):
                 check_utf8(file)
-                entries.append(f"{os.path.relpath(file, root)}:{os.path.getsize(file) if os.path.exists(file) else 0}")
+                try:
+                    size = os.stat(file).st_size
+                except OSError:  # a broken link, which the reader names
+                    size = 0
+                entries.append(f"{os.path.relpath(file, root)}:{size}")
     return sha256_of_text(*entries)
 
 
