@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.embedded import ensure_embedded
-from common.errors import UNWRITABLE, UserError
+from common.errors import FULL, UserError, blamed
 from common.files import naming
 from common.preflight import read_list
 from common.sources import (
@@ -165,7 +165,7 @@ def fetch(url: str, path: Path, md5: str) -> Path:
         try:
             complete = _continue(url, part)
         except (OSError, HTTPException) as error:  # the bases of urllib's errors
-            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise UserError(f"cannot write {part} ({error.strerror}); make room and {by_hand}") from None
             if _size(part) > before:  # the connection broke, but brought something
                 continue
@@ -237,8 +237,10 @@ def _unpacking(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have errors of their own
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(f"cannot unpack {archive} ({error.strerror}); make room and try again") from None
+        if said := blamed(error):
+            raise UserError(f"cannot unpack {archive}: {said}; correct that and run the same command again") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked ({reason}); delete it and run the same command again") from None
     finally:

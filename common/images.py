@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -136,6 +137,8 @@ def read_image(path: Path, reduction: Reduction | None = None, *, upright: bool 
 
 def open_image(path: Path) -> Image.Image:
     """Open an image with Pillow, whose errors `readable` turns into a user's."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise OSError("it is not a file")
     image = Image.open(path)
     image.filename = ""  # else Pillow 13.0 maps an uncompressed TIFF into memory, and scrambles one that is rotated
     return image
@@ -289,9 +292,9 @@ def check_classes(train: Path, test: ImageFiles) -> None:
         )
 
 
-def has_classes(root: Path) -> bool:
-    """Return whether a folder is there and has folders with images, which `image_folder` takes for classes."""
-    return root.is_dir() and any(True for _ in _class_folders(root))
+def has_classes(root: Path, least: int = 1) -> bool:
+    """Return whether a folder is there and has so many folders with images, which `image_folder` takes for classes."""
+    return root.is_dir() and len(list(islice(_class_folders(root), least))) == least
 
 
 def _class_folders(root: Path) -> Iterator[str]:
