@@ -137,8 +137,8 @@ def read_image(path: Path, reduction: Reduction | None = None, *, upright: bool 
 
 def open_image(path: Path) -> Image.Image:
     """Open an image with Pillow, whose errors `readable` turns into a user's."""
-    if path.exists() and not path.is_file():  # a pipe would never end
-        raise OSError("it is not a file")
+    if path.is_fifo():  # it would be waited for without end
+        raise UserError(f"image {path} is a pipe, not a file; restore or remove it")
     image = Image.open(path)
     image.filename = ""  # else Pillow 13.0 maps an uncompressed TIFF into memory, and scrambles one that is rotated
     return image

@@ -45,7 +45,10 @@ def pretrain(job: Job) -> Runner | None:
         if is_trained:
             loader = with_config_mistakes_named(lambda: runner.train_dataloader)
             if runner.max_iters == 0:
-                raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+                raise UserError(
+                    f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}; "
+                    "lower train_dataloader.batch_size"
+                )
             if config.get("device_views"):
                 start_device_views(runner)
             train(runner)
