@@ -251,11 +251,8 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path "./$$VENV/*" -prune -exec rm -rf {} +
 
-# A pass that was interrupted is kept for an hour: until then it may still be running.
-clean-cache: ## list and remove the cached features of all runs; whoever needs them extracts them again
-	@for folder in runs/*/features; do [ ! -d "$$folder" ] || find "$$folder/" -type f \( -name '*.npy' -o \
-		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
-		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
+clean-cache: $(SETUP) ## list and remove the cached features of all runs; ARGS='--runs folder' where they lie elsewhere
+	@"$$PYTHON" -m tools.clean_cache $(MORE)
 
 .PHONY: help setup lock doctor demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
 	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \

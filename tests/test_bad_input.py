@@ -300,6 +300,7 @@ CASES: list[tuple[str, Change, str]] = [
     (f"analysis.geometry {MINE} --data-root nowhere", nothing, "nowhere is missing | place one folder per class"),
     (f"tools.evaluate {MINE} --only mars", nothing, "unknown ONLY 'mars' | known"),
     (f"tools.evaluate {MINE} --data-root results", nothing, "results (DATA_ROOT) has neither | place"),
+    ("tools.clean_cache --runs nowhere", nothing, "--runs nowhere is not a folder | correct it"),
     ("tools.study --only 9z", nothing, "ONLY: unknown question or run '9z' | did you mean"),
     ("tools.study --budget soon", nothing, "BUDGET is 'soon' | as in 90m"),
     ("tools.study --data nowhere", nothing, "nowhere | make data"),
