@@ -52,6 +52,10 @@ number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number)
 switch = $(if $(filter-out 0 1,$($1)),$(error $1 is '$($1)'; choose 1, or 0 for no))
 $(foreach name,GPUS NODES,$(call number,$(name)))$(if $(filter 0,$(NODES)),$(error NODES is '0'; choose 1 or more))
 $(foreach name,RESUME OVERWRITE FROZEN,$(call switch,$(name)))
+# Make takes VENV for the name of a target, in which these mean something else.
+ifneq ($(strip $(filter-out 1,$(words $(VENV))) $(foreach mark,~ : ; % * ? [ \ $$,$(findstring $(mark),$(VENV)))),)
+  $(error VENV is '$(VENV)'; choose a path without blanks and without any of ~ : ; % * ? [ \ $$)
+endif
 ifneq ($(filter-out none torchrun slurm,$(LAUNCHER)),)
   $(error LAUNCHER is '$(LAUNCHER)'; choose none, torchrun or slurm)
 endif
