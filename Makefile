@@ -52,6 +52,10 @@ number = $(if $(call digits,$($1)),$(error $1 is '$($1)'; choose a whole number)
 switch = $(if $(filter-out 0 1,$($1)),$(error $1 is '$($1)'; choose 1, or 0 for no))
 $(foreach name,GPUS NODES,$(call number,$(name)))$(if $(filter 0,$(NODES)),$(error NODES is '0'; choose 1 or more))
 $(foreach name,RESUME OVERWRITE FROZEN,$(call switch,$(name)))
+# Make takes VENV for the name of a target, in which these mean something else.
+ifneq ($(strip $(filter-out 1,$(words $(VENV))) $(foreach mark,~ : ; % * ? [ \ $$,$(findstring $(mark),$(VENV)))),)
+  $(error VENV is '$(VENV)'; choose a path without blanks and without any of ~ : ; % * ? [ \ $$)
+endif
 ifneq ($(filter-out none torchrun slurm,$(LAUNCHER)),)
   $(error LAUNCHER is '$(LAUNCHER)'; choose none, torchrun or slurm)
 endif
@@ -251,11 +255,8 @@ clean: ## remove caches (data, checkpoints, results and reports stay)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path "./$$VENV/*" -prune -exec rm -rf {} +
 
-# A pass that was interrupted is kept for an hour: until then it may still be running.
-clean-cache: ## list and remove the cached features of all runs; whoever needs them extracts them again
-	@for folder in runs/*/features; do [ ! -d "$$folder" ] || find "$$folder/" -type f \( -name '*.npy' -o \
-		-mmin +60 \( -name '.*.part' -o -name '.*.sums' \) \) -exec sh -c 'for file; do \
-		printf "removed: %s, %d bytes\n" "$$file" "$$(wc -c < "$$file")"; rm "$$file"; done' sh {} +; done
+clean-cache: $(SETUP) ## list and remove the cached features of all runs; ARGS='--runs folder' where they lie elsewhere
+	@"$$PYTHON" -m tools.clean_cache $(MORE)
 
 .PHONY: help setup lock doctor demo evaluate data pretrain knn linear export import-checkpoint transfer transfer-all detection-voc \
 	detection-coco segmentation-ade20k detect segment test-detection test-segmentation tables tsne curves geometry figures \

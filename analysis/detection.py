@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL.Image import Image
+
 from analysis.labels import Corners
 from analysis.names import CLASS_COLOURS, DATASETS, model_name, model_order
 from analysis.products import digest_of_code, digest_of_files, figure_files, make_once
@@ -58,28 +60,58 @@ class Predictions:
     score: float  # detections below it are not in the file
     images: list[Shown]
 
+    def photos(self, data: Path) -> list[Image]:
+        """Return the shown images in RGB, upright. Raises UserError naming one that is missing or broken."""
+        for image in self.images[:ROWS]:
+            if not (data / image.path).is_file():
+                raise UserError(f"image {data / image.path} of {self.file} is missing; restore the data set")
+        return [read_image(data / image.path, upright=True) for image in self.images[:ROWS]]
+
 
 def build(scope: Scope) -> list[Path]:
     """Draw one figure per data set unless up to date, and return the PNGs. Raises UserError without predictions."""
-    made = [_build(scope, dataset, predictions) for dataset, predictions in find(scope).items()]
+    found, problems = find(scope)
+    if not found:
+        remedy = f"make them with `make detection-voc PROFILE={scope.profile}`"
+        raise UserError(problems[0] if problems else f"no detections in {scope.runs_folder}; {remedy}")
+    made, missing = [], []
+    for dataset, predictions in found.items():
+        try:
+            made.append(_build(scope, dataset, predictions))
+        except UserError as error:  # of its photos
+            missing.append(str(error))
     if not made:
-        raise UserError(
-            f"no detections in {scope.runs_folder}; make them with `make detection-voc PROFILE={scope.profile}`"
-        )
+        raise UserError(missing[0])
+    for line in missing:
+        print(f"left out: {line}", flush=True)
     return made
 
 
-def find(scope: Scope) -> dict[str, list[Predictions]]:
-    """Return data set -> predictions of each model, in the models' order, by runs with the scope's seed."""
+def find(scope: Scope) -> tuple[dict[str, list[Predictions]], list[str]]:
+    """Return data set -> predictions of each model, in the models' order, by runs with the scope's seed.
+
+    A model whose file is broken, or of other images than the first one's, is left out, and one line says why.
+    """
     ending = f"-seed{scope.seed}"
     files: dict[str, dict[str, Path]] = {}
     for path in sorted(scope.runs_folder.glob(f"{TASK}*/*{ending}/predictions.json")):
         dataset = path.parent.parent.name.removeprefix(TASK)
         files.setdefault(dataset, {})[path.parent.name.removesuffix(ending)] = path
-    return {
-        dataset: [read(model, of_model[model]) for model in model_order(of_model)]
-        for dataset, of_model in sorted(files.items())
-    }
+    found: dict[str, list[Predictions]] = {}
+    problems = []
+    for dataset, of_model in sorted(files.items()):
+        for model in model_order(of_model):
+            try:
+                one = read(model, of_model[model])
+                first = found.get(dataset, [one])[0]
+                if [image.path for image in one.images] != [image.path for image in first.images]:
+                    raise UserError(
+                        f"{one.file} is of other images than {first.file}; delete the older and run its detection again"
+                    )
+                found.setdefault(dataset, []).append(one)
+            except UserError as error:
+                problems.append(str(error))
+    return found, problems
 
 
 def read(model: str, path: Path) -> Predictions:
@@ -100,7 +132,7 @@ def read(model: str, path: Path) -> Predictions:
         if not images or not all(0 <= label < len(classes) for label in labels):
             raise ValueError("no images, or a label beyond the classes")
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:
-        raise UserError(f"{path} holds no predictions ({error}); run the detection again") from None
+        raise UserError(f"{path} holds no predictions ({error}); delete it and run the detection again") from None
     return Predictions(model, path, classes, score, images)
 
 
@@ -117,14 +149,8 @@ def _corners(values: Any) -> Corners:
 def _build(scope: Scope, dataset: str, predictions: list[Predictions]) -> Path:
     stem = scope.folder / f"{TASK}{dataset}"
     first = predictions[0]
-    for one in predictions:
-        if [image.path for image in one.images] != [image.path for image in first.images]:
-            raise UserError(f"{one.file} is of other images than {first.file}; run the older detection again")
-    photos = [scope.data / image.path for image in first.images[:ROWS]]
-    for photo in photos:
-        if not photo.is_file():
-            raise UserError(f"image {photo} of {first.file} is missing; restore the data set")
-    files = [*photos, *(one.file for one in predictions)]
+    photos = first.photos(scope.data)
+    files = [*(scope.data / image.path for image in first.images[:ROWS]), *(one.file for one in predictions)]
     inputs = [digest_of_code("detection", "labels"), *(one.model for one in predictions), digest_of_files(files)]
 
     def make() -> None:
@@ -133,9 +159,7 @@ def _build(scope: Scope, dataset: str, predictions: list[Predictions]) -> Path:
         rows = []
         for k, photo in enumerate(photos):
             columns = [first.images[k].truth, *(one.images[k].best for one in predictions)]
-            rows.append(
-                (read_image(photo, upright=True), [[box.mark(first.classes) for box in boxes] for boxes in columns])
-            )
+            rows.append((photo, [[box.mark(first.classes) for box in boxes] for boxes in columns]))
         note = f"{DATASETS.get(dataset, dataset)}: as many detections as objects, those of the highest scores"
         if any(box.ignored for image in first.images[:ROWS] for box in image.truth):
             note += "\nDashed objects are not counted"

@@ -15,10 +15,10 @@ from PIL import Image
 from analysis import detection, segmentation
 from analysis.labels import label_places
 from analysis.names import DATASETS, ink_on, model_name
+from analysis.records import report_problems
 from analysis.scope import Scope, resolve
 from common import cli
 from common.errors import UserError
-from common.images import read_image
 
 WIDTH = 512  # pixels, at most
 LEGEND_UP_TO = 40  # classes; of more, the legend has what is no class alone
@@ -56,11 +56,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("; ".join(missing))
     for line in missing:
         print(f"left out: {line}", flush=True)
+    report_problems(problems(scope))
+
+
+def problems(scope: Scope) -> list[str]:
+    """Return one line for each broken file that is not in the figures."""
+    return segmentation.find(scope)[1] + detection.find(scope)[1]
 
 
 def compare_segmentation(scope: Scope) -> Comparison:
     """Return the images of the segmentation figure. Raises UserError when one is missing."""
-    predictions = segmentation.find_predictions(scope)
+    predictions, _ = segmentation.find(scope)
     palette = predictions[0].index["palette"]
     models = [model_name(one.model) for one in predictions]
     layers: dict[str, list[str]] = {name: [] for name in ("Image", "Ground truth", *models)}
@@ -79,10 +85,13 @@ def compare_segmentation(scope: Scope) -> Comparison:
 def compare_detection(scope: Scope) -> dict[str, Comparison]:
     """Return data set -> the images of the detection figure. Raises UserError when one is missing."""
     comparisons = {}
-    for dataset, predictions in detection.find(scope).items():
+    for dataset, predictions in detection.find(scope)[0].items():
         first = predictions[0]
         paths = [image.path for image in first.images[: detection.ROWS]]
-        photos = [read_image(scope.data / path) for path in paths]
+        try:
+            photos = first.photos(scope.data)
+        except UserError:  # `build` says so
+            continue
         boxes: dict[str, list[list[detection.Box]]] = {"Image": [[] for _ in paths]}
         boxes["Ground truth"] = [image.truth for image in first.images[: detection.ROWS]]
         for one in predictions:

@@ -108,7 +108,8 @@ def build(scope: Scope) -> tuple[Path, list[str]]:
     inputs = [digest_of_files([*sources, *files]), *notes, str(scope.results), repr(records), repr(answers), *problems]
     inputs.append(summary.repository())
     make_once(scope.folder, "page", inputs, [page], lambda: _write(page, scope, made, in_order(records), answers))
-    return page, problems + curves.read_curves(scope).problems + sweeps.read_curves(scope)[1]
+    problems += curves.read_curves(scope).problems + sweeps.read_curves(scope)[1] + figures.problems(scope)
+    return page, problems
 
 
 def provenance(record: dict[str, Any], results: Path) -> dict[str, Any]:

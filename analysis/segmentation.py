@@ -18,10 +18,11 @@ from analysis.products import digest_of_code, digest_of_files, figure_files, mak
 from analysis.scope import Scope
 from common.errors import UserError
 from common.images import read_class_map, read_image
+from common.preflight import image_size
 
 ROWS = 10  # the paper shows the first ten images
 UNLABELLED = ("unlabelled", [0, 0, 0])
-PREDICT = "run the segmentation again"
+PREDICT = "delete it and run the segmentation again"
 _KEYS = ("images", "annotations", "palette", "classes")
 
 
@@ -47,15 +48,17 @@ class Predictions:
             )
         return path
 
+    def read(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Return the predicted classes (H, W) int64 of an image of that (height, width). Raises UserError if broken."""
+        return read_class_map(self.of(image), size, len(self.index["classes"]) - 1, remedy=PREDICT).astype(int)
+
 
 def build(scope: Scope) -> Path:
     """Draw the figure unless it is up to date, and return its PNG. Raises UserError without predictions."""
-    predictions = find_predictions(scope)
+    predictions, problems = find(scope)
     if not predictions:
-        raise UserError(
-            f"no segmentation predictions in {scope.runs_folder}; make them with "
-            f"`make segmentation-ade20k PROFILE={scope.profile}`"
-        )
+        remedy = f"make them with `make segmentation-ade20k PROFILE={scope.profile}`"
+        raise UserError(problems[0] if problems else f"no segmentation predictions in {scope.runs_folder}; {remedy}")
     first = predictions[0]
     files = [scope.data / path for pair in first.pairs for path in pair]
     for path in files:
@@ -81,12 +84,27 @@ def build(scope: Scope) -> Path:
     return figure_files(stem)[0]
 
 
-def find_predictions(scope: Scope) -> list[Predictions]:
-    """Return the predictions of each model, in the models' order, by runs of ADE20K with the scope's seed."""
+def find(scope: Scope) -> tuple[list[Predictions], list[str]]:
+    """Return the predictions of each model, in the models' order, by runs of ADE20K with the scope's seed.
+
+    A model whose files are broken is left out, and one line says why.
+    """
     ending = f"-seed{scope.seed}"
     indices = (scope.runs_folder / "segmentation-ade20k").glob(f"*{ending}/predictions/index.json")
     files = {path.parent.parent.name.removesuffix(ending): path for path in indices}
-    return [Predictions(model, files[model].parent, _read_index(files[model])) for model in model_order(files)]
+    found: list[Predictions] = []
+    problems = []
+    for model in model_order(files):
+        try:
+            one = Predictions(model, files[model].parent, _read_index(files[model]))
+            for image, _ in (found or [one])[0].pairs:
+                one.of(image)
+                if (scope.data / image).is_file():  # else `build` names it
+                    one.read(image, image_size(scope.data / image)[::-1])
+            found.append(one)
+        except UserError as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def rows(predictions: list[Predictions], data: Path) -> Iterator[tuple[Image, list[np.ndarray]]]:
@@ -101,7 +119,7 @@ def rows(predictions: list[Predictions], data: Path) -> Iterator[tuple[Image, li
         size = (photo.height, photo.width)
         # ADE20K's annotations count from 1 and 0 is unlabelled; predictions count from 0.
         maps = [read_class_map(data / annotation, size, classes).astype(int) - 1]
-        maps += [read_class_map(p.of(image), size, classes - 1, remedy=PREDICT).astype(int) for p in predictions]
+        maps += [p.read(image, size) for p in predictions]
         yield photo, maps
 
 

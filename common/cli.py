@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from common.errors import UNWRITABLE, Stopped, UserError, last_line, lost_worker, rank
+from common.errors import Stopped, UserError, blamed, last_line, lost_worker, rank
 from common.names import ABLATIONS, LOGGERS, METHODS, PROFILES, UNTRAINED, checkpoint_name
 from common.run import Folders, Subject
 
@@ -253,8 +253,8 @@ def _line_of(error: Exception) -> str | None:
     """Return the line that tells a user of the error; None for a fault of ours."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"{_unwritable(error)}; what was saved before is intact"
+    if said := blamed(error):
+        return f"{said}; correct that and run it again: what was saved before is intact"
     return lost_worker(error)
 
 
@@ -265,15 +265,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _unwritable(error: OSError) -> str:
-    return f"cannot write {os.fsdecode(error.filename2 or error.filename or 'a file')}: {error.strerror}"
-
-
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """Print a thread's traceback; of TensorBoard's writer, which a full disk ends, one line."""
-    error = failure.exc_value
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        print(f"warning: {_unwritable(error)}", file=sys.stderr, flush=True)
+    if failure.exc_value is not None and (said := blamed(failure.exc_value)):
+        print(f"warning: {said}", file=sys.stderr, flush=True)
     else:
         threading.__excepthook__(failure)
 

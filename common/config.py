@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,24 @@ def _kind(value: Any) -> str | None:
     """Return the kind of a value in words."""
     words = {"True or False": bool, "a dict": dict, "a word": str, "a number": int | float, "a list": list | tuple}
     return next((kind for kind, types in words.items() if isinstance(value, types)), None)
+
+
+@contextmanager
+def keeping(options: Iterable[str], config: Config) -> Iterator[None]:
+    """Raise UserError for an option whose entry the block changes, which fits `config` to a data set of the user's."""
+    before = config.to_dict()
+    yield
+    for key in options:
+        if _at(before, key) != _at(config.to_dict(), key):
+            raise UserError(f"config: the option {key} has no effect: DATA_ROOT (--data-root) sets it; leave it out")
+
+
+def _at(value: Any, key: str) -> Any:
+    """Return the entry with a dotted key of nested dicts and lists, None if there is none."""
+    for name in key.split("."):
+        inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        value = inside.get(int(name) if name.isdecimal() else name) if isinstance(inside, dict) else None
+    return value
 
 
 def config_sha256(config: Config, *own: str) -> str:

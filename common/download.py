@@ -7,10 +7,12 @@ in a temporary folder, so that a data set appears under its name only when it is
 import os
 import platform
 import shutil
+import stat
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.embedded import ensure_embedded
-from common.errors import UNWRITABLE, UserError
+from common.errors import FULL, UserError
 from common.files import naming
 from common.preflight import read_list
 from common.sources import (
@@ -165,7 +167,7 @@ def fetch(url: str, path: Path, md5: str) -> Path:
         try:
             complete = _continue(url, part)
         except (OSError, HTTPException) as error:  # the bases of urllib's errors
-            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise UserError(f"cannot write {part} ({error.strerror}); make room and {by_hand}") from None
             if _size(part) > before:  # the connection broke, but brought something
                 continue
@@ -226,7 +228,7 @@ def _unpacking(archive: Path) -> Iterator[None]:
     """Turn what the extractors raise on a bad archive or a full disk into a UserError naming the archive.
 
     Inside the block every tar archive, those that torchvision opens too, unpacks only plain files and folders, and only
-    below its target. (Zip archives are unpacked so anyway.)
+    below its target. (`_extract` refuses other zip archives.)
     """
     if not hasattr(tarfile, "data_filter"):
         raise UserError(
@@ -237,7 +239,7 @@ def _unpacking(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tarfile, zipfile, gzip and zlib each have errors of their own
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise UserError(f"cannot unpack {archive} ({error.strerror}); make room and try again") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{archive} cannot be unpacked ({reason}); delete it and run the same command again") from None
@@ -260,11 +262,23 @@ def _unpack(file: File, archive: Path, into: Path) -> None:
         if not file.is_archive:
             shutil.copy(archive, into)
         elif file.inner is None:
-            shutil.unpack_archive(archive, into)
+            _extract(archive, into)
         else:
             with tempfile.TemporaryDirectory(dir=into) as outer:
-                shutil.unpack_archive(archive, outer)
-                shutil.unpack_archive(Path(outer) / file.inner, into)
+                _extract(archive, Path(outer))
+                _extract(Path(outer) / file.inner, into)
+
+
+def _extract(archive: Path, into: Path) -> None:
+    """Unpack an archive whose suffix gives its kind. Of a zip, shutil would pass over what it does not unpack."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as content:
+            for entry in content.infolist():
+                if entry.filename.startswith("/") or ".." in Path(entry.filename).parts:
+                    raise ValueError(f"{entry.filename!r} would be extracted outside the destination")
+                if stat.S_ISLNK(entry.external_attr >> 16):
+                    raise ValueError(f"{entry.filename!r} is a link")
+    shutil.unpack_archive(archive, into)
 
 
 def unpack_imagenet(data: Path) -> None:

@@ -4,10 +4,11 @@ import errno
 import os
 import re
 
-# Not the code's fault: the disk is full or closed, or something else has the place.
-UNWRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ESTALE),
-    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+# Errors of the system that are not the code's fault: nothing more can be written, or a path cannot be used at all.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EIO, errno.ESTALE),
 )
 
 LONGEST = 4000  # characters of a user's line
@@ -53,6 +54,14 @@ def lost_worker(error: BaseException) -> str | None:
 _LOST_WORKER = re.compile(
     r"DataLoader worker \(pid.*?\) (is killed by signal: [^.\n]*|exited unexpectedly)|unable to [^\n']*\bshm\b[^\n']*"
 )
+
+
+def blamed(error: BaseException) -> str | None:
+    """Return what an error says of a path, if it is one of FULL or UNUSABLE."""
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *UNUSABLE):
+        return None
+    path = os.fsdecode(error.filename2 or error.filename or "a file")
+    return f"cannot {'write' if error.errno in FULL else 'access'} {path}: {error.strerror}"
 
 
 def rank() -> int:

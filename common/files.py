@@ -71,6 +71,15 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def require_writable(folder: Path) -> None:
+    """Raise UserError unless a file without a name can be opened in the folder, or in the nearest one above."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror}); correct it or its permissions") from None
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold the lock of `path`, which the system releases when its holder dies; wait while another process has it.
@@ -182,12 +191,18 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def require_file(path: Path, what: str, remedy: str) -> None:
+    """Raise UserError naming a file, with `what` it is, that is missing or is no file."""
+    if not path.is_file():
+        fault = "a folder, not a file" if path.is_dir() else "not a file" if path.exists() else "missing"
+        raise UserError(f"{what} {path} is {fault}; {remedy}")
+
+
 def read_bytes(path: Path, what: str, remedy: str) -> bytes:
     """Return the file's bytes. Raises UserError naming a file, with `what` it is, that is missing or unreadable."""
     try:
+        require_file(path, what, remedy)
         return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} is missing; {remedy}") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read ({error.strerror}); {remedy}") from None
 

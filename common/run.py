@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from common.errors import UserError, rank
-from common.files import is_whole, set_aside, sha256_of_network, write_json
+from common.files import is_whole, require_file, require_writable, set_aside, sha256_of_network, write_json
 from common.names import OVERWRITE
 from common.records import SCHEMA, RecordKey, digest, git_state, read_record, validate, versions
 
@@ -45,9 +45,8 @@ class Subject:
     @property
     def sha256(self) -> str:
         """The network's identity. Raises UserError when the file is missing, naming the command that makes it."""
-        if not self.path.is_file():
-            remedy = f"make it with `{self.make_it}`" if self.make_it else "correct CHECKPOINT"
-            raise UserError(f"checkpoint {self.path} is missing; {remedy}")
+        remedy = f"make it with `{self.make_it}`" if self.make_it else "correct CHECKPOINT"
+        require_file(self.path, "checkpoint", remedy)
         return sha256_of_network(self.path, self.key)
 
     def load(self, sha256: str | None = None) -> "Checkpoint":
@@ -147,8 +146,12 @@ class Measured(NamedTuple):
 
 
 def pending(jobs: Iterable[J]) -> list[J]:
-    """Return the jobs that are not done. Raises UserError as `Job.is_done` does."""
-    return [job for job in jobs if not job.is_done()]
+    """Return the jobs that are not done. Raises UserError as `Job.is_done` does, and for folders closed to them."""
+    left = [job for job in jobs if not job.is_done()]
+    for job in left:
+        for folder in (job.place.parent, job.folders.runs):
+            require_writable(folder)
+    return left
 
 
 def todo(jobs: Sequence[J]) -> list[J]:

@@ -103,7 +103,10 @@ def _require_steps(runner: Runner, batch: int) -> None:
     """Raise UserError for a training set that has not even one batch."""
     loader = with_config_mistakes_named(lambda: runner.train_dataloader)
     if runner.max_iters == 0:
-        raise UserError(f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}")
+        raise UserError(
+            f"the training set has {len(loader.dataset)} images, fewer than a batch of {batch}; "
+            "lower train_dataloader.batch_size"
+        )
 
 
 def _check_classes(sets: Sequence[LabelledImages], number: int) -> None:

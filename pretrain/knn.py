@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli
-from common.config import config_sha256, join_data, load_config
+from common.config import config_sha256, join_data, keeping, load_config
 from common.records import RecordKey
 from common.run import Job, record, todo
 from common.sources import own_data
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.announce("pretrain.knn", args, checkpoints=args.checkpoints)
     config = load_config(CONFIGS / args.profile / "knn.py", options=args.cfg_options)
     if args.data_root is not None:
-        use_folder(config, args.data_root)
+        with keeping(args.cfg_options, config):
+            use_folder(config, args.data_root)
     settings = config_sha256(config, *own_data(args.data_root))
     config = join_data(config, args.data_root or args.data)
     jobs = [

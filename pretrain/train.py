@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
-from common.config import config_sha256, join_data, load_config
+from common.config import config_sha256, join_data, keeping, load_config
 from common.errors import UserError
 from common.names import UNTRAINED, checkpoint_name
 from common.records import RecordKey
@@ -68,7 +68,8 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     if args.device_views:
         config.device_views = True
     if args.data_root is not None:
-        use_folder(config, args.data_root)
+        with keeping(args.cfg_options, config):
+            use_folder(config, args.data_root)
     return config
 
 

@@ -30,8 +30,8 @@ def use_folder(config: Config, root: Path, classes: Sequence[str] | None, cache:
     maps = sorted(path for split in splits for path in (root / "annotations" / split).rglob("*.png"))
     found = check_once(f"{root.resolve().name}-labels", lambda: maps, _labels_of, files=maps, settings="", cache=cache)
     values = sorted({label for labels in found for label in labels} - {ignored})
-    if not 0 < len(values) <= MOST:
-        raise UserError(f"the class maps in {root / 'annotations'} have {len(values)} classes; choose 1 to {MOST}")
+    if not 2 <= len(values) <= MOST:
+        raise UserError(f"the class maps in {root / 'annotations'} have {len(values)} classes; choose 2 to {MOST}")
     if classes is not None and len(classes) != len(values):
         shown = ", ".join(map(str, values))
         raise UserError(

@@ -6,6 +6,7 @@ validation images, for the figure.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,8 @@ def products(work_dir: Path) -> Iterator[Path]:
     """Yield every file that a finished run leaves in `work_dir`: the index, and the predictions if it is there."""
     folder = work_dir / "predictions"
     yield folder / INDEX
-    if (folder / INDEX).is_file():
-        for image in json.loads((folder / INDEX).read_text())["images"]:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is missing or damaged
+        for image in json.loads((folder / INDEX).read_text(encoding="utf-8"))["images"]:
             yield folder / f"{Path(image).stem}.png"
 
 

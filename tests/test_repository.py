@@ -500,6 +500,10 @@ def test_lists_of_words_are_split_outside_quotes_and_nothing_else(commands, text
         ({"DATASETS": "dtd"}, "DATASETS; did you mean DATASET?"),
         ({"seed": "1"}, "seed; did you mean SEED?"),
         ({"SETUP": "", "COLOUR": "red"}, "; `make help` lists them"),
+        *(
+            ({"VENV": name}, f"VENV is '{name}'; choose a path without blanks")
+            for name in ("my env", "~/a", "a;b", "a$b")
+        ),
         ({"NODES": "2"}, "NODES=2 needs HEAD=host:port of the first machine"),
         ({"ARGS": "--x 'y"}, "ARGS: a quote is not closed"),
         ({"LAUNCHER": "slurm", "SRUN_ARGS": '"'}, "SRUN_ARGS: a quote is not closed"),
@@ -584,7 +588,7 @@ def test_help_ends_with_examples_and_has_no_empty_default(commands, module, caps
         )
 
 
-SHELL = {"docs", "help", "setup", "lock", "clean", "clean-cache", "test", "test-all"}
+SHELL = {"docs", "help", "setup", "lock", "clean", "test", "test-all"}
 
 
 @pytest.mark.parametrize("target", sorted(PHONY - SHELL))
@@ -599,26 +603,6 @@ def test_test_calls_linter_formatter_types_and_tests(commands):
     assert [shlex.join(line) for line in commands("test", ARGS="-x")] == [*checks, "python -m pytest -x"]
     everything = [*checks, "python -m pytest -m 'slow or not slow' -k 'a b'"]
     assert [shlex.join(line) for line in commands("test-all", ARGS="-k 'a b'")][:4] == everything
-
-
-def test_clean_cache_lists_and_removes_features_that_no_pass_is_writing(tmp_path):
-    features, other = tmp_path / "runs" / "demo" / "features", tmp_path / "runs" / "demo" / "pretrain" / "a.npy"
-    kept = [features / ".a.lock", features / ".running.part", other]
-    gone = [features / "it's a $(touch X).npy", features / ".stopped.part", features / ".stopped.sums"]
-    for path in (*kept, *gone):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"1234")
-    for path in gone[1:]:
-        os.utime(path, (0, 0))
-    clean = ("-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "clean-cache")
-    done = make(*clean)
-    assert sorted(done.stdout.splitlines()) == sorted(
-        f"removed: {path.relative_to(tmp_path)}, 4 bytes" for path in gone
-    )
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    again = make(*clean)
-    shutil.rmtree(tmp_path / "runs")
-    assert [(run.returncode, run.stdout, run.stderr) for run in (again, make(*clean))] == [(0, "", "")] * 2
 
 
 def test_a_second_setup_does_nothing(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -22,6 +21,7 @@ try:
 
     from common import cli, download
     from common.errors import UserError, last_line
+    from common.files import require_writable
     from common.mmlab import ops
     from common.sources import SOURCES, NotPublishedError, make_data
 except (ImportError, OSError) as missing:  # OSError: a library that torch needs
@@ -189,12 +189,8 @@ def _enough(found: float, least: float, remedy: str) -> str:
 
 
 def writable(folder: Path) -> str:
-    """Return the folder's place, after a file without a name was opened there, or in the nearest folder above."""
-    place = _existing(folder)
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror}); correct its permissions") from None
+    """Return the folder's place, which files can be written to."""
+    require_writable(folder)
     return str(folder.resolve())
 
 

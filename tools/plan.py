@@ -80,7 +80,8 @@ def _of_folder(profile: str, root: Path) -> list[Benchmark]:
     if not (root / "train").is_dir():
         signs = ", ".join(DENSE.values())
         raise UserError(
-            f"--data-root {root} (DATA_ROOT) has neither train/ and val/, with one folder per class, nor {signs}"
+            f"--data-root {root} (DATA_ROOT) has neither train/ and val/, with one folder per class, nor {signs}; "
+            "place one of them there"
         )
     return [*_standard(profile, add_folder(root, profile)), _recognition(name)]
 

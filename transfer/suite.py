@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from common.errors import UNWRITABLE, UserError, last_line, lost_worker
+from common.errors import FULL, UserError, blamed, last_line, lost_worker
 from common.files import Claim
 from common.records import read_record
 from common.run import record, todo
@@ -76,9 +76,9 @@ def _attempt(job: Transfer, alone: bool) -> str | None:
         print(f"error: {job.title}: {last_line(error)}", file=sys.stderr, flush=True)
         return last_line(error)
     except Exception as error:
-        if alone or (isinstance(error, OSError) and error.errno in UNWRITABLE):  # which all others would meet, too
+        if alone or (isinstance(error, OSError) and error.errno in FULL):  # which all others would meet, too
             raise
-        if line := lost_worker(error):
+        if line := blamed(error) or lost_worker(error):
             print(f"error: {job.title}: {line}", file=sys.stderr, flush=True)
             return line
         traceback.print_exc()

@@ -17,7 +17,7 @@ from common.backbones import build_backbone, shapes_of
 from common.checkpoint.archive import UnreadableError, flatten, read
 from common.checkpoint.layouts import named_architecture, recognise
 from common.errors import UserError
-from common.files import atomic_write, sha256_of_network, write_json
+from common.files import atomic_write, require_file, sha256_of_network, write_json
 
 SCHEMA = 1
 SHOWN = 20  # parts of a file that were not taken
@@ -135,8 +135,7 @@ def load_backbone(path: str | Path, *, key: str | None = None) -> nn.Module:
 
 def read_tensors(path: Path, make_it: str | None = "make pretrain") -> tuple[Any, dict[str, Tensor]]:
     """Return what a file holds, and all its tensors by dotted name. Raises UserError as `load_checkpoint` does."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} is missing; correct its path, or {_again(make_it)}")
+    require_file(path, "checkpoint", f"correct its path, or {_again(make_it)}")
     try:
         content = read(path)
         return content, flatten(content)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from common import cli
-from common.config import config_sha256, join_data, load_config
+from common.config import config_sha256, join_data, keeping, load_config
 from common.errors import UserError
 from common.files import sha256_of_text
 from common.keys import Register
@@ -107,7 +107,8 @@ def resolve(
     label = dataset
     if args.data_root is not None:
         label = own_name(args.data_root)
-        use_folder(config, args.data_root, args.classes, args.runs / "checked")
+        with keeping(args.cfg_options, config):
+            use_folder(config, args.data_root, args.classes, args.runs / "checked")
     elif args.classes is not None:
         raise UserError(
             "CLASSES names the classes of a data set of your own: add DATA_ROOT=folder (--data-root folder)"

@@ -41,7 +41,7 @@ def test_one_figure_per_data_set_in_the_order_of_the_models(scope, saved, capsys
         saved(model)
     saved("simsiam", dataset="coco")
     saved("simsiam", seed=1)
-    found = find(scope)
+    found, _ = find(scope)
     assert {name: [one.model for one in ones] for name, ones in found.items()} == {
         "coco": ["simsiam"],
         "voc": ["simsiam_gsg", "byol", "mine"],
@@ -89,18 +89,37 @@ def test_files_of_another_form_are_named(scope, saved):
             detection.build(scope)
 
 
-def test_a_missing_image_and_other_images_are_named(scope, saved):
+def test_a_broken_model_is_left_out_and_named(scope, saved):
     saved("byol")
-    other = saved("simsiam")
+    other, broken = saved("simsiam"), saved("mine")
     content = json.loads(other.read_text())
     content["images"].pop()
-    other.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is of other images than"):
+    saved("byol_gsg").write_text(json.dumps(content))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    found, (other_images, no_predictions) = find(scope)
+    assert [one.model for one in found["voc"]] == ["simsiam", "byol"]
+    assert "byol_gsg-seed0/predictions.json is of other images than" in other_images
+    assert "mine-seed0/predictions.json holds no predictions" in no_predictions
+    with pytest.raises(UserError, match="skipped 2 files"):
+        figures.main(folders(scope.data.parent))
+    assert (scope.folder / "detection-voc.png").is_file()
+
+
+@pytest.mark.parametrize("damage", ["is missing", "is truncated or corrupt"])
+def test_a_bad_photo_costs_its_own_data_set_alone(scope, saved, capsys, damage):
+    path = saved("byol")
+    photo = scope.data / "images" / "1.png"
+    if damage == "is missing":
+        photo.unlink()
+    else:
+        photo.write_bytes(photo.read_bytes()[:-30])
+    with pytest.raises(UserError, match=rf"1\.png.* {damage}"):
         detection.build(scope)
-    other.unlink()
-    (scope.data / "images" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1\.png of .*predictions\.json is missing"):
-        detection.build(scope)
+    content = json.loads(path.read_text())
+    saved("byol", dataset="coco").write_text(json.dumps(content | {"images": content["images"][:1]}))
+    assert [png.name for png in detection.build(scope)] == ["detection-coco.png"]
+    assert damage in capsys.readouterr().out
+    assert len(figures.compare_detection(scope)) == 1
 
 
 def test_figures_draws_what_there_is(tmp_path, saved, capsys):

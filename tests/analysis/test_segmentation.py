@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import drawing, segmentation
+from analysis import drawing, figures, segmentation
 from common.errors import UserError
-from tests.analysis.conftest import PALETTE
+from tests.analysis.conftest import PALETTE, folders
 
 
 def test_colours_of_classes_and_of_unlabelled_pixels():
@@ -19,7 +19,7 @@ def test_segmentation_figure(scope, predictions, capsys):
     for model in ("byol", "simsiam_gsg", "other"):
         predictions(model)
     predictions("simsiam", seed=1)
-    found = segmentation.find_predictions(scope)
+    found, _ = segmentation.find(scope)
     assert [p.model for p in found] == ["simsiam_gsg", "byol", "other"]
     png = segmentation.build(scope)
     pixels = np.asarray(Image.open(png).convert("RGB"))
@@ -101,9 +101,12 @@ def test_segmentation_pdf_embeds_its_fonts(scope, predictions):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.full((8, 8), 7, np.uint8), r"v1\.png has label 7, beyond 2; run the segm"),
-        (np.zeros((8, 9), np.uint8), r"v1\.png is \(8, 9\), but its image is \(8, 8\) pixels; run the segm"),
-        (None, r"v1\.png is truncated or corrupt \(.*\); run the segm"),
+        (np.full((8, 8), 7, np.uint8), r"v1\.png has label 7, beyond 2; delete it and run the segm"),
+        (
+            np.zeros((8, 9), np.uint8),
+            r"v1\.png is \(8, 9\), but its image is \(8, 8\) pixels; delete it and run the segm",
+        ),
+        (None, r"v1\.png is truncated or corrupt \(.*\); delete it and run the segm"),
     ],
 )
 def test_prediction_that_cannot_be(scope, predictions, content, message):
@@ -114,3 +117,20 @@ def test_prediction_that_cannot_be(scope, predictions, content, message):
         Image.fromarray(content).save(path)
     with pytest.raises(UserError, match=message):
         segmentation.build(scope)
+
+
+def test_a_broken_model_is_left_out_and_named(scope, predictions, capsys):
+    for model in ("simsiam", "byol", "mine"):
+        place = predictions(model)
+    (place / "v2.png").write_bytes(b"")
+    (place.parent.parent / "simsiam-seed0/predictions/index.json").write_text("{")
+    found, problems = segmentation.find(scope)
+    assert [one.model for one in found] == ["byol"]
+    assert [problem.split(": ")[0].split(" is ")[0].rpartition("segmentation-ade20k/")[2] for problem in problems] == [
+        "simsiam-seed0/predictions/index.json",
+        "mine-seed0/predictions/v2.png",
+    ]
+    with pytest.raises(UserError, match="skipped 2 files"):
+        figures.main(folders(scope.data.parent))
+    assert (scope.folder / "segmentation.png").is_file()
+    assert list(figures.compare_segmentation(scope).layers) == ["Image", "Ground truth", "BYOL"]

@@ -57,9 +57,10 @@ def test_a_command_that_ends_well():
         ("OSError(28, 'No space left on device', 'a/b.pth')", "error: cannot write a/b.pth: No space left on device; "),
         ("OSError(28, 'No space left on device')", "error: cannot write a file: No space left on device; "),
         ("OSError(122, 'Disk quota exceeded', 'b')", "error: cannot write b: Disk quota exceeded; "),
-        ("OSError(21, 'Is a directory', '.b.part', None, 'b')", "error: cannot write b: Is a directory; "),
-        ("OSError(17, 'File exists', 'b')", "error: cannot write b: File exists; "),
-        ("PermissionError(13, 'Permission denied', 'results')", "error: cannot write results: Permission denied; "),
+        ("PermissionError(13, 'Permission denied', 'results')", "error: cannot access results: Permission denied; "),
+        ("NotADirectoryError(20, 'Not a directory', 'a/b')", "error: cannot access a/b: Not a directory; "),
+        ("OSError(36, 'File name too long', 'a')", "error: cannot access a: File name too long; "),
+        ("OSError(21, 'Is a directory', 'a.part', None, 'a')", "error: cannot access a: Is a directory; "),
     ],
 )
 def test_a_user_s_error_is_one_line_and_exit_code_1(error, line):
@@ -113,7 +114,8 @@ def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_di
         cli.run(main)
     assert caught.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: cannot write {tmp_path}/a.pth: File too large; what was saved before is intact\n"
+        f"error: cannot write {tmp_path}/a.pth: File too large; "
+        "correct that and run it again: what was saved before is intact\n"
     )
     assert os.listdir(tmp_path) == []
 
@@ -122,7 +124,7 @@ def test_a_disk_that_is_really_full_while_saving_a_checkpoint(tmp_path, small_di
     ("error", "lines"),
     [
         ("OSError(28, 'No space left on device', b'e')", ["warning: cannot write e: No space left on device"]),
-        ("OSError(5, 'Input/output error')", ["Exception in thread", "OSError: [Errno 5] Input/output error"]),
+        ("OSError(9, 'Bad file descriptor')", ["Exception in thread", "OSError: [Errno 9] Bad file descriptor"]),
     ],
 )
 def test_a_thread_that_cannot_write_is_one_line_and_another_fault_its_traceback(error, lines):

@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tarfile
@@ -318,6 +319,29 @@ def test_an_archive_that_reaches_beyond_its_folder_is_refused(toy, server, tmp_p
         "toy",
     ]
     assert (outside / "secret").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "says"),
+    [
+        ("toy/../../stolen", stat.S_IFREG, "outside the destination"),
+        ("/stolen", stat.S_IFREG, "outside the destination"),
+        ("toy/link", stat.S_IFLNK, "'toy/link' is a link"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["archive", "archive in an archive"])
+def test_a_zip_that_reaches_beyond_its_folder_is_refused(toy, server, tmp_path, monkeypatch, name, mode, says, nested):
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (mode | 0o644) << 16
+    content = zipped({"toy/one.txt": b"1", entry: b"/etc/passwd"})
+    content = zipped({"inner.zip": content}) if nested else content
+    server.files["c.zip"] = content
+    files = [File(f"{server.url}/c.zip", md5(content), inner="inner.zip" if nested else None)]
+    monkeypatch.setitem(SOURCES, "toy", toy_source(*files))
+    with pytest.raises(UserError, match=r"c\.zip cannot be unpacked \(.*\); delete it") as caught:
+        provide("toy", tmp_path)
+    assert says in str(caught.value)
+    assert [f.name for f in tmp_path.iterdir()] == ["downloads"]
 
 
 def test_an_archive_sets_no_mode_but_the_owner_s(toy, server, tmp_path, monkeypatch):

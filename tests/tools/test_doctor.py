@@ -47,7 +47,7 @@ def test_what_fails_is_named_and_the_other_rows_stand(table, tmp_path):
     small.cifar10(tmp_path / "data")
     (tmp_path / "data/dtd").mkdir()
     found = table(fails="results/, dtd")
-    assert found["results/"] == ["FAILS", "results cannot be written (Not a directory); correct its permissions"]
+    assert found["results/"] == ["FAILS", "results cannot be written (Not a directory); correct it or its permissions"]
     assert found["dtd"][0] == "FAILS"
     assert found["cifar10"][0] == "note"  # whole, but not of the published size
 
