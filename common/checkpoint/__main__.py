@@ -9,6 +9,7 @@ from torch import Tensor
 from common import cli
 from common.backbones import build_backbone, feature_dim
 from common.checkpoint import SCHEMA, SOURCE, Checkpoint, read_tensors, save_checkpoint
+from common.checkpoint.archive import word
 from common.checkpoint.layouts import candidates, named_architecture, recognise
 from common.errors import UserError
 from common.files import set_aside, sha256_of_file
@@ -71,7 +72,7 @@ def export(found: Checkpoint, place: Path, profile: str) -> None:
 
 def table(path: Path, key: str | None) -> Iterator[str]:
     """Yield the lines of a table of a file's parts: its networks, and what else it holds tensors of."""
-    content, tensors = read_tensors(path)
+    content, tensors = read_tensors(path, None)
     arch = named_architecture(content)
     networks = candidates(tensors, arch)
     part_of = {name: network.key for network in networks for name in network.taken}
@@ -87,7 +88,7 @@ def table(path: Path, key: str | None) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    names = map(str, content if isinstance(content, dict) else ())
+    names = map(word, content if isinstance(content, dict) else ())
     if empty := [name for name in names if not any(tensor.startswith(name) for tensor in tensors)]:
         yield f"without tensors of their own: {', '.join(empty)}"
     try:

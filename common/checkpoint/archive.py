@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from common.errors import printable
+
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older form
 OPERATIONS = 1_000_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
 EXPANSION = 10  # times its size that a zip may unpack to; weights do not compress
@@ -34,8 +36,16 @@ IMPOSTORS = {
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch that with `git lfs pull`"),
     b"<!doctype html": ("is a web page, not the file itself", "download that again"),
     b"<html": ("is a web page, not the file itself", "download that again"),
+    b"<?xml": ("is a web page, not the file itself", "download that again"),
     b"\x1f\x8b": ("is compressed", "unpack it with `gunzip`"),
+    b"bzh": ("is compressed", "unpack it with `bunzip2`"),
+    b"\xfd7zxz": ("is compressed", "unpack it with `unxz`"),
+    b"\x28\xb5\x2f\xfd": ("is compressed", "unpack it with `unzstd`"),
+    b"7z\xbc\xaf": ("is an archive", "unpack it with `7z x`"),
+    b"rar!": ("is an archive", "unpack it with `unrar x`"),
 }
+# How pickles of dicts begin: with their protocol since 2, before it with the dict, or the name of an OrderedDict.
+PICKLE = rb"\x80|\(dp?|}q|ccollections\n"
 NO_CHECKPOINT = "no checkpoint is like that: do not trust the file"
 LITTLE = "save it again on a little-endian machine"
 DTYPES = {
@@ -80,7 +90,7 @@ def read(path: Path) -> Any:
     with open(path, "rb") as stream:
         start = stream.read(512)
     for mark, (what, remedy) in IMPOSTORS.items():
-        if start.lower().startswith(mark):
+        if start.lstrip(b" \t\r\n").lower().startswith(mark):
             raise UnreadableError(what, remedy)
     if start[257:262] == b"ustar":
         raise UnreadableError("is a tar archive", "unpack it with `tar xf`")
@@ -90,7 +100,7 @@ def read(path: Path) -> Any:
                 return _read_zip(path, size)
             if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
                 return load_file(path)
-            if start.startswith(b"\x80"):
+            if re.match(PICKLE, start):
                 return _read_pickles(path, size)
     except UnreadableError:
         raise
@@ -121,7 +131,7 @@ def flatten(content: Any) -> dict[str, Tensor]:
                 raise UnreadableError(f"is nested more than {DEPTH} levels deep", NO_CHECKPOINT)
             items = value.items() if isinstance(value, dict) else enumerate(value)
             inner = [
-                (name if isinstance(key, str) and key in UNNAMED else f"{name}{_word(key)}.", depth + 1, item)
+                (name if isinstance(key, str) and key in UNNAMED else f"{name}{word(key)}.", depth + 1, item)
                 for key, item in items
                 if isinstance(item, Tensor | Strided | Array | dict | list | tuple)
             ]
@@ -150,9 +160,10 @@ def damaged_entry(path: Path) -> str | None:
     return None
 
 
-def _word(key: Any) -> str:
+def word(key: Any) -> str:
+    """Return the part of a dotted name that a key makes: short, and fit to be printed."""
     if isinstance(key, str):
-        return key[: LONGEST + 1]
+        return printable(key[: LONGEST + 1])
     return str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
 
 
@@ -166,8 +177,10 @@ def _read_zip(path: Path, size: int) -> Any:
         if (entry := damaged_entry(path)) is not None:
             raise UnreadableError(f"is damaged: entry {entry!a} does not fit its checksum")
         tables = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if not tables and all(name.endswith(".npy") for name in archive.namelist()):
+            return dict(_arrays(archive))
         if len(tables) != 1:
-            raise UnreadableError("is not a checkpoint")
+            raise UnreadableError("is a zip archive, but not of torch's", "unpack it if the checkpoint is in it")
         (table,) = tables
         folder = table.removesuffix("data.pkl")
         for info in archive.infolist():
@@ -187,6 +200,17 @@ def _read_zip(path: Path, size: int) -> Any:
 
         with archive.open(table) as stream:
             return Restricted(stream, storage).load()
+
+
+def _arrays(archive: zipfile.ZipFile) -> Iterable[tuple[str, Tensor]]:
+    """Yield the arrays of numbers in a file of NumPy's, .npz, with their names."""
+    for name in archive.namelist():
+        with archive.open(name) as stream:
+            try:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+                yield name.removesuffix(".npy"), torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+            except (TypeError, ValueError):  # of objects or words
+                continue
 
 
 def _read_pickles(path: Path, size: int) -> Any:
@@ -412,6 +436,8 @@ class Restricted(pickle.Unpickler):
         top = module.partition(".")[0]
         if top in CODE or (top in ("builtins", "__builtin__") and name in CODE_OF_BUILTINS):
             raise UnreadableError(f"carries code (it would run {module}.{name}) and is refused", NO_CHECKPOINT)
+        if name == "_load_from_bytes":
+            raise UnreadableError("holds tensors that were pickled without torch.save", "save them with that")
         return self._built.get((module.replace("numpy._core", "numpy.core"), name), Inert)
 
     def persistent_load(self, pid: Any) -> Any:
