@@ -15,11 +15,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,7 +32,8 @@ MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older form
 OPERATIONS = 1_000_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
 EXPANSION = 10  # times its size that a zip may unpack to; weights do not compress
 DEPTH, NESTED, LONGEST = 50, 1000, 500  # levels; items in nested tuples; characters of a tensor's name
-AXES, TENSORS = 8, 20_000  # of a tensor; of a file
+AXES, TENSORS, ENTRIES = 8, 20_000, 50_000  # of a tensor; of a file; of a zip
+SHORT, KEYS = 1000, 100_000  # operations of a pickle in the head of torch's older form; and of that of its storages
 
 # What begins so is not a checkpoint, but how one often arrives -> what it is, and what to do.
 IMPOSTORS = {
@@ -81,6 +85,9 @@ class UnreadableError(ValueError):
         self.remedy = remedy
 
 
+TOO_MANY = UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
+
+
 def read(path: Path) -> Any:
     """Return what a file holds: dicts, lists and tuples, whose tensors `flatten` finds.
 
@@ -99,7 +106,7 @@ def read(path: Path) -> Any:
             if start.startswith(b"PK\x03\x04"):
                 return _read_zip(path, size)
             if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-                return load_file(path)
+                return _read_safetensors(path)
             if re.match(PICKLE, start):
                 return _read_pickles(path, size)
     except UnreadableError:
@@ -122,9 +129,11 @@ def flatten(content: Any) -> dict[str, Tensor]:
         if isinstance(value, Strided | Array):
             value = value.tensor()
         if isinstance(value, Tensor):
-            found.setdefault(name[:-1], value.detach())
+            # Weights do not repeat the same numbers, as an expanded tensor does, of any size in a small file.
+            if value.numel() * value.itemsize <= value.untyped_storage().nbytes():
+                found.setdefault(name[:-1], value.detach())
             if len(found) > TENSORS:
-                raise UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
+                raise TOO_MANY
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             if depth > DEPTH:
@@ -167,10 +176,24 @@ def word(key: Any) -> str:
     return str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > TENSORS * LONGEST:
+        raise TOO_MANY
+    with safe_open(path, "pt") as tensors:
+        if len(tensors.keys()) > TENSORS:
+            raise TOO_MANY
+    return load_file(path)
+
+
 # ---- torch's two forms ----
 
 
 def _read_zip(path: Path, size: int) -> Any:
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        if sum(1 for _ in islice(re.finditer(b"PK\1\2", content), ENTRIES + 1)) > ENTRIES:  # as each entry begins
+            raise UnreadableError(f"holds more than {ENTRIES:,} entries", NO_CHECKPOINT)
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > EXPANSION * size:
             raise UnreadableError(f"is a zip bomb: it unpacks to more than {EXPANSION} times its size", NO_CHECKPOINT)
@@ -180,7 +203,7 @@ def _read_zip(path: Path, size: int) -> Any:
         if not tables and all(name.endswith(".npy") for name in archive.namelist()):
             return dict(_arrays(archive))
         if len(tables) != 1:
-            raise UnreadableError("is a zip archive, but not of torch's", "unpack it if the checkpoint is in it")
+            raise UnreadableError("is a zip archive, but not torch's (unpack it, if the checkpoint is in it)")
         (table,) = tables
         folder = table.removesuffix("data.pkl")
         for info in archive.infolist():
@@ -202,15 +225,14 @@ def _read_zip(path: Path, size: int) -> Any:
             return Restricted(stream, storage).load()
 
 
-def _arrays(archive: zipfile.ZipFile) -> Iterable[tuple[str, Tensor]]:
-    """Yield the arrays of numbers in a file of NumPy's, .npz, with their names."""
+def _arrays(archive: zipfile.ZipFile) -> Iterable[tuple[str, "Array"]]:
+    """Yield the arrays in a file of NumPy's, .npz, with their names."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     for name in archive.namelist():
         with archive.open(name) as stream:
-            try:
-                array = np.lib.format.read_array(stream, allow_pickle=False)
-                yield name.removesuffix(".npy"), torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-            except (TypeError, ValueError):  # of objects or words
-                continue
+            shape, fortran, kind = headers[np.lib.format.read_magic(stream)](stream)
+            array = (1, shape, Kind.of(kind.str[1:], kind.str[0]), fortran, stream.read())
+            yield name.removesuffix(".npy"), Array(str.encode, array)
 
 
 def _read_pickles(path: Path, size: int) -> Any:
@@ -218,23 +240,23 @@ def _read_pickles(path: Path, size: int) -> Any:
     buffers = Buffers(size)
     with open(path, "rb") as stream:
 
-        def load() -> Any:
+        def load(most: int) -> Any:
             start = stream.tell()
-            _survey(stream)
+            _survey(stream, most)
             stream.seek(start)
             return Restricted(stream, buffers.reserve).load()
 
-        if (first := load()) != MAGIC:
+        if (first := load(OPERATIONS)) != MAGIC:
             return first
-        _protocol, machine = load(), load()
+        _protocol, machine = load(SHORT), load(SHORT)
         start = stream.tell()
-        if _survey(stream) | _survey(stream) <= PLAIN and (content := _by_torch(path)) is not None:
+        if _survey(stream) | _survey(stream, KEYS) <= PLAIN and (content := _by_torch(path)) is not None:
             return content
         if machine["little_endian"] is not True:
             raise UnreadableError("holds big-endian numbers", LITTLE)
         stream.seek(start)
-        content = load()
-        buffers.fill(load(), stream)
+        content, storages = (Restricted(stream, buffers.reserve).load() for _ in range(2))
+        buffers.fill(storages, stream)
         return content
 
 
@@ -373,6 +395,12 @@ class Kind:
     name: str | None
     order: str = "<"  # ">" is not read
 
+    @classmethod
+    def of(cls, name: Any = None, order: Any = "<", *_: Any) -> "Kind":
+        """Return the dtype of this name."""
+        plain = isinstance(name, str) and re.fullmatch("f[248]|[iu][1248]", name)
+        return cls(name if plain else None, ">" if order == ">" else "<")
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and state[1:2] == (">",):
             self.order = ">"
@@ -397,10 +425,6 @@ def _from_type(rebuild: Any, _type: Any, arguments: Any, _state: Any) -> Any:
     return rebuild(*arguments) if isinstance(arguments, tuple) else Inert()
 
 
-def _kind(name: Any = None, *_: Any) -> Kind:
-    return Kind(name if isinstance(name, str) and re.fullmatch("f[248]|[iu][1248]", name) else None)
-
-
 # Of module and name; NumPy's own became numpy._core in version 2.
 BUILT: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _mapping,
@@ -409,7 +433,7 @@ BUILT: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
-    ("numpy", "dtype"): _kind,
+    ("numpy", "dtype"): Kind.of,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
@@ -476,7 +500,7 @@ class Value:
         return self.items + self.count + sum(member.cost() for member in self.members)
 
 
-def _survey(stream: IO[bytes]) -> set[str]:
+def _survey(stream: IO[bytes], most: int = OPERATIONS) -> set[str]:
     """Return what a pickle names, after following its stack without building anything.
 
     Raises UnreadableError if it would cost far more than its size: it has too many operations, numbers more objects
@@ -491,8 +515,8 @@ def _survey(stream: IO[bytes]) -> set[str]:
     operations: Iterable[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(stream)
     for count, (code, argument, _) in enumerate(operations):
         name = code.name
-        if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
-            raise UnreadableError(f"holds more than {OPERATIONS:,} objects", "save its weights alone")
+        if count > most or (name in PUTS and argument > most):
+            raise UnreadableError(f"holds more than {most:,} objects", "save its weights alone")
         if name in NAMING:
             asked.add(argument if name == "GLOBAL" else name)
         if name in PUTS or name == "MEMOIZE":

@@ -240,11 +240,7 @@ def _network(
         network.tensors[counter] = count.reshape(()) if plain else torch.tensor(0)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
     network.arch = arch if _fits(arch, shapes) else architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
-    under = keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]
-    inside = [key for key in under if key not in network.taken and not key.endswith(COUNTERS)]
-    found = [(key, match) for key in inside if (match := form.inside.match(key, len(prefix)))]
-    foreign = [key for key, match in found if int(match.groupdict().get("number", 0)) <= stages[3]]  # no head
-    network.problem = _problem(shapes, network.arch, foreign)
+    network.problem = _problem(shapes, network.arch) or _foreign(network, keys, stages[3])
     stem = shapes.get("conv1.weight", ())[2:]
     # 1: the stem's layers are named within number 0.
     if form.name == "numbered layers" and not (stages[0] in (1, 4) or (stages[0] in (2, 3) and stem == (3, 3))):
@@ -269,10 +265,18 @@ def _cifar(network: Network, first_stage: int, tensors: dict[str, Tensor]) -> st
     return "_cifar_stemrelu"
 
 
-def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None, foreign: list[str]) -> str | None:
+def _foreign(network: Network, keys: list[str], last: int) -> str | None:
+    """Return which of the file's keys says that the network has another part, up to number `last`; None if none does."""
+    prefix, inside = network.prefix, network.form.inside
+    for key in keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]:
+        if key not in network.taken and not key.endswith(COUNTERS) and (match := inside.match(key, len(prefix))):
+            if int(match.groupdict().get("number", 0)) <= last:
+                return f"{key} is not part of it"
+    return None
+
+
+def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None) -> str | None:
     """Return why these shapes are not those of `arch`, or None if they are."""
-    if foreign:
-        return f"{foreign[0]} is not part of it"
     if arch is None:
         return "a number of blocks that none has"
     expected = shapes_of(arch)
