@@ -449,19 +449,26 @@ class Restricted(pickle.Unpickler):
         super().__init__(stream, encoding="latin1")  # Python 2 wrote arrays as text
         self._storage = storage
         self._encoded: dict[str, bytes] = {}
+        self._bare = False
         self._built = BUILT | {
             ("_codecs", "encode"): lambda text, *_: self._encode(text),
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(self._encode),
             ("numpy.core.numeric", "_frombuffer"): self._array,
         }
 
+    def load(self) -> Any:
+        """Return what the pickle holds."""
+        content = super().load()
+        if self._bare:
+            raise UnreadableError("holds tensors that were pickled without torch.save", "save them with that")
+        return content
+
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or function of the pickle."""
         top = module.partition(".")[0]
         if top in CODE or (top in ("builtins", "__builtin__") and name in CODE_OF_BUILTINS):
             raise UnreadableError(f"carries code (it would run {module}.{name}) and is refused", NO_CHECKPOINT)
-        if name == "_load_from_bytes":
-            raise UnreadableError("holds tensors that were pickled without torch.save", "save them with that")
+        self._bare |= name == "_load_from_bytes"  # how a tensor's numbers are pickled without torch.save
         return self._built.get((module.replace("numpy._core", "numpy.core"), name), Inert)
 
     def persistent_load(self, pid: Any) -> Any:
