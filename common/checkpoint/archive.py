@@ -176,7 +176,8 @@ def word(key: Any) -> str:
     return str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the tensors, and as `arch` the architecture, if the metadata name it, as those of our exports."""
     with open(path, "rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > TENSORS * LONGEST:
@@ -184,7 +185,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, "pt") as tensors:
         if len(tensors.keys()) > TENSORS:
             raise TOO_MANY
-    return load_file(path)
+        named = {key: value for key, value in (tensors.metadata() or {}).items() if key == "arch"}
+    return named | load_file(path)
 
 
 # ---- torch's two forms ----

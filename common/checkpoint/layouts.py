@@ -168,7 +168,7 @@ def recognise(tensors: dict[str, Tensor], key: str | None = None, *, arch: str |
 
 
 def named_architecture(content: Any) -> str | None:
-    """Return the ResNet that a file names: in the config of a run of ours, or as `arch`, as timm does.
+    """Return the ResNet that a file names: in the config of a run of ours, or as `arch`, as timm and our exports do.
 
     It decides between networks of the same names and shapes alone: with a ReLU or without, with blurred pooling.
     """
