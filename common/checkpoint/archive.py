@@ -63,7 +63,8 @@ PLAIN = {
     *(f"torch {name}" for name in DTYPES),
 }
 # A pickle that names these is meant to run code; settings never do.
-CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty code timeit webbrowser".split())
+CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty timeit webbrowser".split())
+CODE |= set("pickle _pickle marshal pdb bdb pydoc pip ensurepip asyncio commands urllib http requests _thread".split())
 CODE_OF_BUILTINS = set("eval exec execfile compile open input __import__ breakpoint".split())
 # pickle's operations that name classes and functions, call them, fill containers, number objects and recall them.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
