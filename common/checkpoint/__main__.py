@@ -92,7 +92,8 @@ def table(path: Path, key: str | None) -> Iterator[str]:
         yield f"without tensors of their own: {', '.join(empty)}"
     try:
         found = load_checkpoint(path, make_it=None, key=key)
-        yield f"an evaluation takes {found.prefix.removesuffix('.') or 'bare names'} ({found.arch}); layout: {found.layout}"
+        prefix = found.prefix.removesuffix(".") or "bare names"
+        yield f"an evaluation takes {prefix} ({found.arch}); layout: {found.layout}"
     except UserError as error:
         yield f"an evaluation refuses it: {error}"
 

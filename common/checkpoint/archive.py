@@ -193,10 +193,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 # ---- torch's two forms ----
 
 
-def _read_zip(path: Path, size: int) -> Any:
+def _check_entries(path: Path) -> None:
+    """Raise UnreadableError for a zip of too many entries, each of which would cost time and memory to read."""
     with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        if sum(1 for _ in islice(re.finditer(b"PK\1\2", content), ENTRIES + 1)) > ENTRIES:  # as each entry begins
+        if sum(1 for _ in islice(re.finditer(b"PK\1\2", content), ENTRIES + 1)) > ENTRIES:  # as each begins
             raise UnreadableError(f"holds more than {ENTRIES:,} entries", NO_CHECKPOINT)
+
+
+def _read_zip(path: Path, size: int) -> Any:
+    _check_entries(path)
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > EXPANSION * size:
             raise UnreadableError(f"is a zip bomb: it unpacks to more than {EXPANSION} times its size", NO_CHECKPOINT)

@@ -266,12 +266,13 @@ def _cifar(network: Network, first_stage: int, tensors: dict[str, Tensor]) -> st
 
 
 def _foreign(network: Network, keys: list[str], last: int) -> str | None:
-    """Return which of the file's keys says that the network has another part, up to number `last`; None if none does."""
+    """Return which of the file's keys names another part within the network, up to layer `last`; None if none does."""
     prefix, inside = network.prefix, network.form.inside
     for key in keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]:
-        if key not in network.taken and not key.endswith(COUNTERS) and (match := inside.match(key, len(prefix))):
-            if int(match.groupdict().get("number", 0)) <= last:
-                return f"{key} is not part of it"
+        if key in network.taken or key.endswith(COUNTERS) or not (match := inside.match(key, len(prefix))):
+            continue
+        if int(match.groupdict().get("number", 0)) <= last:
+            return f"{key} is not part of it"
     return None
 
 

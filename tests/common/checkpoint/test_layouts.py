@@ -303,8 +303,8 @@ def wider(times):
     network = resnet(fc=nn.Identity())
     network.inplanes = 64 * times
     network.conv1, network.bn1 = nn.Conv2d(3, 64 * times, 7, 2, 3, bias=False), nn.BatchNorm2d(64 * times)
-    for k in range(4):
-        layer = network._make_layer(torchvision.models.resnet.BasicBlock, times * 64 * 2**k, 2, stride=1 if k == 0 else 2)
+    for k, stride in enumerate((1, 2, 2, 2)):
+        layer = network._make_layer(torchvision.models.resnet.BasicBlock, times * 64 * 2**k, 2, stride)
         setattr(network, f"layer{k + 1}", layer)
     return network, {"module.prototypes.weight": torch.ones(2, 2)} | module(network.eval()).state_dict()
 
@@ -545,7 +545,7 @@ REFUSED = {
         lambda s, t: {"student": s, "teacher": torchvision.models.resnet34().state_dict()},
         "KEY= from: teacher (resnet34); student (resnet18)",
     ),
-    "an average of some kind": (lambda s, t: {"state_dict": s, "ema_state_dict": t}, "KEY= from: state_dict (resnet18)"),
+    "an average": (lambda s, t: {"state_dict": s, "ema_state_dict": t}, "KEY= from: state_dict (resnet18)"),
     "of eight bits": (
         lambda s, t: {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in s.items()},
         "100 of 120 tensors are missing or not plain numbers",
