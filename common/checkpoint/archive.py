@@ -1,6 +1,6 @@
 """Tensors out of anybody's file, without running what is in it.
 
-A file may be torch's zip or its older form, safetensors, or a pickle of NumPy arrays as detectron2's. `torch.load` with
+A file may be torch's zip or its older form, safetensors, or NumPy arrays in a pickle or .npz. `torch.load` with
 `weights_only=True` reads the plain ones. For the others a restricted unpickler builds tensors and containers; whatever
 else a pickle names, settings for instance, becomes an inert placeholder, so nothing of the file is ever called. Every
 pickle is surveyed before it is read: no file costs more time or memory than its own size allows.

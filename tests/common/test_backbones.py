@@ -15,7 +15,9 @@ def test_images_become_pooled_features(arch, width):
     assert feature_dim(network) == width
 
 
-@pytest.mark.parametrize("arch", ["resnet19", "", "_cifar", "resnet19_cifar", "resnet18_cifar_x", "vgg16_cifar", "vgg_w2"])
+@pytest.mark.parametrize(
+    "arch", ["resnet19", "", "_cifar", "resnet19_cifar", "resnet18_cifar_x", "vgg16_cifar", "vgg16_w2"]
+)
 def test_an_unknown_name_is_refused(arch):
     with pytest.raises(ValueError, match=f"unknown backbone '{arch}'; known: "):
         build_backbone(arch)
