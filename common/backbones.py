@@ -30,20 +30,28 @@ def build_backbone(name: str, *, zero_init_residual: bool = False) -> nn.Module:
     `name` is a convolutional network of timm (`resnet18`, `resnet50`, ...), or one of RESNETS with an ending of CIFAR:
     `resnet18_cifar` (3x3 stem of stride 1 without ReLU, no max-pool, PyTorch's default initialisation),
     `resnet18_cifar_stemrelu` (the same with the ReLU), `resnet18_cifar_pad2` (also with padding 2 in the stem),
-    `resnet18_cifar_quarter` (the first with 16 to 128 channels instead of 64 to 512, for any ResNet).
+    `resnet18_cifar_quarter` (the first with 16 to 128 channels instead of 64 to 512, for any ResNet); or one of RESNETS
+    of several times the width in all its layers, as SwAV's and SimCLR's `resnet50_w2`.
     `zero_init_residual` starts the last BN weight of every residual block at 0, the authors' ImageNet setting. Raises
     ValueError for an unknown name.
     """
     base, cifar, ending = name.partition("_cifar")
-    if base not in (RESNETS if cifar else _known()) or (cifar and cifar + ending not in CIFAR):
+    wider = re.fullmatch(r"(\w+)_w([2-9])", name)
+    base = wider[1] if wider else base
+    if base not in (RESNETS if cifar or wider else _known()) or (cifar and cifar + ending not in CIFAR):
         raise ValueError(
-            f"unknown backbone '{name}'; known: timm's convolutional networks, and ResNets with {', '.join(CIFAR)}"
+            f"unknown backbone '{name}'; known: timm's convolutional networks, and ResNets with {', '.join(CIFAR)}, _w2"
         )
     options: dict[str, Any] = {"zero_init_last": zero_init_residual} if base.startswith("resnet") else {}
-    if ending == "_quarter":
-        # timm widens the stem by its deep form alone, whose convolutions `_to_cifar` replaces.
-        options |= {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
+    width = 16 if ending == "_quarter" else 64 * int(wider[2]) if wider else 64
+    if width != 64:
+        # timm widens the stem by its deep form alone, whose convolutions are replaced.
+        channels = tuple(width * times for times in (1, 2, 4, 8))
+        options |= {"channels": channels, "stem_type": "deep", "stem_width": width // 2}
     network = timm.create_model(base, pretrained=False, num_classes=0, **options)
+    if wider:
+        network.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     if cifar:
         _to_cifar(network, stem_relu=ending in ("_stemrelu", "_pad2"), padding=2 if ending == "_pad2" else 1)
         if zero_init_residual:
@@ -68,6 +76,8 @@ def architecture_of(shapes: dict[str, tuple[int, ...]], *, cifar: str = "_cifar_
     blocks = tuple(len(set(stage)) for stage in numbers)
     stem = shapes.get("conv1.weight", ())
     ending = ("_cifar_quarter" if stem[0] == 16 else cifar) if stem[2:] == (3, 3) else ""
+    if stem[2:] == (7, 7) and stem[0] in range(128, 640, 64):
+        ending = f"_w{stem[0] // 64}"
     fitting = [f"{base}{ending}" for base, count in RESNETS.items() if count == blocks]
     return max(fitting, key=lambda arch: len(shapes.items() & shapes_of(arch).items()), default=None)
 

@@ -17,15 +17,20 @@ LONGEST = 4000  # characters of a user's line
 class UserError(Exception):
     """A mistake that the user can correct: one line that names the thing and the remedy.
 
-    What it quotes from a file may be anything: line breaks become blanks, half a surrogate pair, which cannot be
-    printed, is escaped, and the middle of a long line is left out. Of what torch makes of an error in a DataLoader's
-    worker, a traceback, the error's own line is kept.
+    What it quotes from a file may be anything: line breaks become blanks, other characters that are not to be printed
+    are escaped, and the middle of a long line is left out. Of what torch makes of an error in a DataLoader's worker, a
+    traceback, the error's own line is kept.
     """
 
     def __init__(self, line: str) -> None:
         line = last_line(line) if line.startswith("Caught ") else " ".join(line.splitlines())
-        line = line.encode(errors="backslashreplace").decode()
+        line = printable(line)
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
+
+
+def printable(text: str) -> str:
+    """Return the text with an escape for each character that a terminal would obey or could not show."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Diverged(UserError):  # noqa: N818  (as it is said)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor
 
@@ -268,7 +269,7 @@ network.load_state_dict(torch.load({file}, weights_only=True))
     ),
     "timm": Format(
         "timm",
-        lambda arch: "_cifar" not in arch,
+        timm.is_model,
         _timm,
         """\
 ```python

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from common import cli
 from common.backbones import build_backbone, feature_dim
-from common.checkpoint import SCHEMA, SOURCE, Checkpoint, read_tensors, save_checkpoint
-from common.checkpoint.layouts import candidates, named_architecture, recognise
+from common.checkpoint import SCHEMA, SOURCE, Checkpoint, load_checkpoint, read_tensors, save_checkpoint
+from common.checkpoint.archive import word
+from common.checkpoint.layouts import candidates, named_architecture
 from common.errors import UserError
 from common.files import set_aside, sha256_of_file
 from common.names import OVERWRITE
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=("inspect", "import"), help="show a file's contents, or make it ours")
     parser.add_argument("file", nargs="?", type=cli.path, help="the file to inspect")
     parser.add_argument("--overwrite", action="store_true", help="replace an export of the same name")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.command == "inspect":
         if (file := args.file or args.checkpoint) is None:
             raise UserError("inspect needs a file: python -m common.checkpoint inspect FILE")
@@ -71,9 +72,8 @@ def export(found: Checkpoint, place: Path, profile: str) -> None:
 
 def table(path: Path, key: str | None) -> Iterator[str]:
     """Yield the lines of a table of a file's parts: its networks, and what else it holds tensors of."""
-    content, tensors = read_tensors(path)
-    arch = named_architecture(content)
-    networks = candidates(tensors, arch)
+    content, tensors = read_tensors(path, None)
+    networks = candidates(tensors, named_architecture(content))
     part_of = {name: network.key for network in networks for name in network.taken}
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
@@ -87,14 +87,15 @@ def table(path: Path, key: str | None) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    names = map(str, content if isinstance(content, dict) else ())
+    names = map(word, content if isinstance(content, dict) else ())
     if empty := [name for name in names if not any(tensor.startswith(name) for tensor in tensors)]:
         yield f"without tensors of their own: {', '.join(empty)}"
     try:
-        network, layout, _ = recognise(tensors, key, arch=arch)
-        yield f"an evaluation takes {network}; layout: {layout}"
+        found = load_checkpoint(path, make_it=None, key=key)
+        prefix = found.prefix.removesuffix(".") or "bare names"
+        yield f"an evaluation takes {prefix} ({found.arch}); layout: {found.layout}"
     except UserError as error:
-        yield f"an evaluation refuses it: {path} {error}"
+        yield f"an evaluation refuses it: {error}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tensors out of anybody's file, without running what is in it.
 
-A file may be torch's zip or its older form, safetensors, or a pickle of NumPy arrays as detectron2's. `torch.load` with
+A file may be torch's zip or its older form, safetensors, or NumPy arrays in a pickle or .npz. `torch.load` with
 `weights_only=True` reads the plain ones. For the others a restricted unpickler builds tensors and containers; whatever
 else a pickle names, settings for instance, becomes an inert placeholder, so nothing of the file is ever called. Every
 pickle is surveyed before it is read: no file costs more time or memory than its own size allows.
@@ -15,27 +15,41 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from common.errors import printable
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch's older form
 OPERATIONS = 1_000_000  # of one pickle; a ResNet-152 with its optimizer has some 100,000
 EXPANSION = 10  # times its size that a zip may unpack to; weights do not compress
 DEPTH, NESTED, LONGEST = 50, 1000, 500  # levels; items in nested tuples; characters of a tensor's name
-AXES, TENSORS = 8, 20_000  # of a tensor; of a file
+AXES, TENSORS, ENTRIES = 8, 20_000, 50_000  # of a tensor; of a file; of a zip
+SHORT, KEYS = 1000, 100_000  # operations of a pickle in the head of torch's older form; and of that of its storages
 
 # What begins so is not a checkpoint, but how one often arrives -> what it is, and what to do.
 IMPOSTORS = {
     b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch that with `git lfs pull`"),
     b"<!doctype html": ("is a web page, not the file itself", "download that again"),
     b"<html": ("is a web page, not the file itself", "download that again"),
+    b"<?xml": ("is a web page, not the file itself", "download that again"),
     b"\x1f\x8b": ("is compressed", "unpack it with `gunzip`"),
+    b"bzh": ("is compressed", "unpack it with `bunzip2`"),
+    b"\xfd7zxz": ("is compressed", "unpack it with `unxz`"),
+    b"\x28\xb5\x2f\xfd": ("is compressed", "unpack it with `unzstd`"),
+    b"7z\xbc\xaf": ("is an archive", "unpack it with `7z x`"),
+    b"rar!": ("is an archive", "unpack it with `unrar x`"),
 }
+# How pickles of dicts begin: with their protocol since 2, before it with the dict, or the name of an OrderedDict.
+PICKLE = rb"\x80|\(dp?|}q|ccollections\n"
 NO_CHECKPOINT = "no checkpoint is like that: do not trust the file"
 LITTLE = "save it again on a little-endian machine"
 DTYPES = {
@@ -49,7 +63,8 @@ PLAIN = {
     *(f"torch {name}" for name in DTYPES),
 }
 # A pickle that names these is meant to run code; settings never do.
-CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty code timeit webbrowser".split())
+CODE = set("os posix nt sys subprocess shutil socket importlib runpy ctypes pty timeit webbrowser".split())
+CODE |= set("pickle _pickle marshal pdb bdb pydoc pip ensurepip asyncio commands urllib http requests _thread".split())
 CODE_OF_BUILTINS = set("eval exec execfile compile open input __import__ breakpoint".split())
 # pickle's operations that name classes and functions, call them, fill containers, number objects and recall them.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
@@ -71,6 +86,9 @@ class UnreadableError(ValueError):
         self.remedy = remedy
 
 
+TOO_MANY = UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
+
+
 def read(path: Path) -> Any:
     """Return what a file holds: dicts, lists and tuples, whose tensors `flatten` finds.
 
@@ -80,7 +98,7 @@ def read(path: Path) -> Any:
     with open(path, "rb") as stream:
         start = stream.read(512)
     for mark, (what, remedy) in IMPOSTORS.items():
-        if start.lower().startswith(mark):
+        if start.lstrip(b" \t\r\n").lower().startswith(mark):
             raise UnreadableError(what, remedy)
     if start[257:262] == b"ustar":
         raise UnreadableError("is a tar archive", "unpack it with `tar xf`")
@@ -89,8 +107,8 @@ def read(path: Path) -> Any:
             if start.startswith(b"PK\x03\x04"):
                 return _read_zip(path, size)
             if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
-                return load_file(path)
-            if start.startswith(b"\x80"):
+                return _read_safetensors(path)
+            if re.match(PICKLE, start):
                 return _read_pickles(path, size)
     except UnreadableError:
         raise
@@ -112,16 +130,18 @@ def flatten(content: Any) -> dict[str, Tensor]:
         if isinstance(value, Strided | Array):
             value = value.tensor()
         if isinstance(value, Tensor):
-            found.setdefault(name[:-1], value.detach())
+            # Weights do not repeat the same numbers, as an expanded tensor does, of any size in a small file.
+            if value.numel() * value.itemsize <= value.untyped_storage().nbytes():
+                found.setdefault(name[:-1], value.detach())
             if len(found) > TENSORS:
-                raise UnreadableError(f"holds more than {TENSORS:,} tensors", NO_CHECKPOINT)
+                raise TOO_MANY
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             if depth > DEPTH:
                 raise UnreadableError(f"is nested more than {DEPTH} levels deep", NO_CHECKPOINT)
             items = value.items() if isinstance(value, dict) else enumerate(value)
             inner = [
-                (name if isinstance(key, str) and key in UNNAMED else f"{name}{_word(key)}.", depth + 1, item)
+                (name if isinstance(key, str) and key in UNNAMED else f"{name}{word(key)}.", depth + 1, item)
                 for key, item in items
                 if isinstance(item, Tensor | Strided | Array | dict | list | tuple)
             ]
@@ -150,24 +170,48 @@ def damaged_entry(path: Path) -> str | None:
     return None
 
 
-def _word(key: Any) -> str:
+def word(key: Any) -> str:
+    """Return the part of a dotted name that a key makes: short, and fit to be printed."""
     if isinstance(key, str):
-        return key[: LONGEST + 1]
+        return printable(key[: LONGEST + 1])
     return str(key) if isinstance(key, int) and abs(key) < 10**9 else "?"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the tensors, and as `arch` the architecture, if the metadata name it, as those of our exports."""
+    with open(path, "rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > TENSORS * LONGEST:
+        raise TOO_MANY
+    with safe_open(path, "pt") as tensors:
+        if len(tensors.keys()) > TENSORS:
+            raise TOO_MANY
+        named = {key: value for key, value in (tensors.metadata() or {}).items() if key == "arch"}
+    return named | load_file(path)
 
 
 # ---- torch's two forms ----
 
 
+def _check_entries(path: Path) -> None:
+    """Raise UnreadableError for a zip of too many entries, each of which would cost time and memory to read."""
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        if sum(1 for _ in islice(re.finditer(b"PK\1\2", content), ENTRIES + 1)) > ENTRIES:  # as each begins
+            raise UnreadableError(f"holds more than {ENTRIES:,} entries", NO_CHECKPOINT)
+
+
 def _read_zip(path: Path, size: int) -> Any:
+    _check_entries(path)
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > EXPANSION * size:
             raise UnreadableError(f"is a zip bomb: it unpacks to more than {EXPANSION} times its size", NO_CHECKPOINT)
         if (entry := damaged_entry(path)) is not None:
             raise UnreadableError(f"is damaged: entry {entry!a} does not fit its checksum")
         tables = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if not tables and all(name.endswith(".npy") for name in archive.namelist()):
+            return dict(_arrays(archive))
         if len(tables) != 1:
-            raise UnreadableError("is not a checkpoint")
+            raise UnreadableError("is a zip archive, but not torch's (unpack it, if the checkpoint is in it)")
         (table,) = tables
         folder = table.removesuffix("data.pkl")
         for info in archive.infolist():
@@ -189,28 +233,38 @@ def _read_zip(path: Path, size: int) -> Any:
             return Restricted(stream, storage).load()
 
 
+def _arrays(archive: zipfile.ZipFile) -> Iterable[tuple[str, "Array"]]:
+    """Yield the arrays in a file of NumPy's, .npz, with their names."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    for name in archive.namelist():
+        with archive.open(name) as stream:
+            shape, fortran, kind = headers[np.lib.format.read_magic(stream)](stream)
+            array = (1, shape, Kind.of(kind.str[1:], kind.str[0]), fortran, stream.read())
+            yield name.removesuffix(".npy"), Array(str.encode, array)
+
+
 def _read_pickles(path: Path, size: int) -> Any:
     """Read torch's older form, five pickles and then the numbers, or a single pickle of another program."""
     buffers = Buffers(size)
     with open(path, "rb") as stream:
 
-        def load() -> Any:
+        def load(most: int) -> Any:
             start = stream.tell()
-            _survey(stream)
+            _survey(stream, most)
             stream.seek(start)
             return Restricted(stream, buffers.reserve).load()
 
-        if (first := load()) != MAGIC:
+        if (first := load(OPERATIONS)) != MAGIC:
             return first
-        _protocol, machine = load(), load()
+        _protocol, machine = load(SHORT), load(SHORT)
         start = stream.tell()
-        if _survey(stream) | _survey(stream) <= PLAIN and (content := _by_torch(path)) is not None:
+        if _survey(stream) | _survey(stream, KEYS) <= PLAIN and (content := _by_torch(path)) is not None:
             return content
         if machine["little_endian"] is not True:
             raise UnreadableError("holds big-endian numbers", LITTLE)
         stream.seek(start)
-        content = load()
-        buffers.fill(load(), stream)
+        content, storages = (Restricted(stream, buffers.reserve).load() for _ in range(2))
+        buffers.fill(storages, stream)
         return content
 
 
@@ -349,6 +403,12 @@ class Kind:
     name: str | None
     order: str = "<"  # ">" is not read
 
+    @classmethod
+    def of(cls, name: Any = None, order: Any = "<", *_: Any) -> "Kind":
+        """Return the dtype of this name."""
+        plain = isinstance(name, str) and re.fullmatch("f[248]|[iu][1248]", name)
+        return cls(name if plain else None, ">" if order == ">" else "<")
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and state[1:2] == (">",):
             self.order = ">"
@@ -373,10 +433,6 @@ def _from_type(rebuild: Any, _type: Any, arguments: Any, _state: Any) -> Any:
     return rebuild(*arguments) if isinstance(arguments, tuple) else Inert()
 
 
-def _kind(name: Any = None, *_: Any) -> Kind:
-    return Kind(name if isinstance(name, str) and re.fullmatch("f[248]|[iu][1248]", name) else None)
-
-
 # Of module and name; NumPy's own became numpy._core in version 2.
 BUILT: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _mapping,
@@ -385,7 +441,7 @@ BUILT: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
-    ("numpy", "dtype"): _kind,
+    ("numpy", "dtype"): Kind.of,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
@@ -401,17 +457,26 @@ class Restricted(pickle.Unpickler):
         super().__init__(stream, encoding="latin1")  # Python 2 wrote arrays as text
         self._storage = storage
         self._encoded: dict[str, bytes] = {}
+        self._bare = False
         self._built = BUILT | {
             ("_codecs", "encode"): lambda text, *_: self._encode(text),
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: Array(self._encode),
             ("numpy.core.numeric", "_frombuffer"): self._array,
         }
 
+    def load(self) -> Any:
+        """Return what the pickle holds."""
+        content = super().load()
+        if self._bare:
+            raise UnreadableError("holds tensors that were pickled without torch.save", "save them with that")
+        return content
+
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or function of the pickle."""
         top = module.partition(".")[0]
         if top in CODE or (top in ("builtins", "__builtin__") and name in CODE_OF_BUILTINS):
             raise UnreadableError(f"carries code (it would run {module}.{name}) and is refused", NO_CHECKPOINT)
+        self._bare |= name == "_load_from_bytes"  # how a tensor's numbers are pickled without torch.save
         return self._built.get((module.replace("numpy._core", "numpy.core"), name), Inert)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -450,7 +515,7 @@ class Value:
         return self.items + self.count + sum(member.cost() for member in self.members)
 
 
-def _survey(stream: IO[bytes]) -> set[str]:
+def _survey(stream: IO[bytes], most: int = OPERATIONS) -> set[str]:
     """Return what a pickle names, after following its stack without building anything.
 
     Raises UnreadableError if it would cost far more than its size: it has too many operations, numbers more objects
@@ -465,8 +530,8 @@ def _survey(stream: IO[bytes]) -> set[str]:
     operations: Iterable[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(stream)
     for count, (code, argument, _) in enumerate(operations):
         name = code.name
-        if count > OPERATIONS or (name in PUTS and argument > OPERATIONS):
-            raise UnreadableError(f"holds more than {OPERATIONS:,} objects", "save its weights alone")
+        if count > most or (name in PUTS and argument > most):
+            raise UnreadableError(f"holds more than {most:,} objects", "save its weights alone")
         if name in NAMING:
             asked.add(argument if name == "GLOBAL" else name)
         if name in PUTS or name == "MEMOIZE":

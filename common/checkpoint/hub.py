@@ -1,8 +1,10 @@
 """Checkpoints by name: timm's, torchvision's and the Hugging Face Hub's, through these libraries' own functions."""
 
+import io
 import re
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import timm
@@ -51,7 +53,9 @@ def _timm(name: str, place: Path) -> Path:
 
 def _torchvision(name: str, place: Path) -> Path:
     weights = get_model_weights(name).DEFAULT
-    save_tensors(place, {"state_dict": weights.get_state_dict(progress=False, check_hash=True, weights_only=True)})
+    with redirect_stdout(io.StringIO()):  # torch announces what the error would say
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    save_tensors(place, {"state_dict": state})
     return place
 
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from common.backbones import architecture_of, shapes_of
+from common.checkpoint.archive import DTYPES
 from common.errors import UserError
 
 _PREFIX, _TENSOR = r"(?P<prefix>|.*?\.)", r"\.(?P<tensor>weight|bias|running_mean|running_var|num_batches_tracked)"
 _BLOCK = r"(?P<part>conv[123]|bn[123]|(?:downsample|shortcut)\.[01])"
 _STEM = r"(?P<stem>conv1|bn1)"
+_COMPILED = r"(?:\._orig_mod)?"  # of a part of the network
 
 
 class Form(NamedTuple):
@@ -33,13 +35,15 @@ class Form(NamedTuple):
 FORMS = (
     Form(
         "torchvision's names",
-        re.compile(rf"{_PREFIX}(?:layer(?P<stage>[1-4])\.(?P<block>\d+)\.{_BLOCK}|{_STEM}){_TENSOR}"),
-        re.compile(r"layer[1-9]\.|conv1\.|bn1\."),
+        re.compile(
+            rf"{_PREFIX}(?:layer(?P<stage>[1-4]){_COMPILED}\.(?P<block>\d+){_COMPILED}\.{_BLOCK}|{_STEM}){_TENSOR}"
+        ),
+        re.compile(r"layer[1-9]\.|conv\d\.|bn\d\."),
     ),
     Form(
         "numbered layers",
-        re.compile(rf"{_PREFIX}(?P<number>\d+)(?:\.(?P<block>\d+)\.{_BLOCK})?{_TENSOR}"),
-        re.compile(r"\d+\.\d+\."),
+        re.compile(rf"{_PREFIX}(?P<number>\d+)(?:\.(?P<block>\d+)\.{_BLOCK}|\.(?P<stem>Conv|bn))?{_TENSOR}"),
+        re.compile(r"(?P<number>\d+)\.\d+\."),
     ),
     Form(
         "detectron2's names",
@@ -70,9 +74,11 @@ class Layout(NamedTuple):
 
 
 WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
+COUNTERS = (".total_ops", ".total_params")  # of thop, which counts a network's operations
 _IN = r"(state_dict\.|model\.)?(module\.)?"
 # The first that fits names the file and chooses its network. PROTOCOLS 8 has where each was read.
 LAYOUTS = (
+    Layout("OpenMMLab, averaged weights", r"state_dict(\.backbone)?", r"ema_state_dict(\.backbone)?", r"ema_.*\.steps"),
     Layout("MoCo v1, MoCo v2 or PCL", _IN + "encoder_q", _IN + "encoder_k"),
     Layout("MoCo v3", _IN + "base_encoder", _IN + "momentum_encoder"),
     Layout("solo-learn, old", _IN + "encoder", _IN + "momentum_encoder", _IN + r"classifier\."),
@@ -81,26 +87,28 @@ LAYOUTS = (
     Layout(
         "SimSiam or the GSG authors' BYOL", _IN + "encoder", _IN + "encoder_momentum", _IN + "(predictor|encoder_m)"
     ),
-    Layout("DINO", r"teacher(\.backbone)?", r"student(\.backbone)?"),
+    Layout("DINO", _IN + r"teacher(\.backbone)?", _IN + r"student(\.backbone)?"),
     Layout("lightly's DINO", _IN + "backbone", _IN + "student_backbone", _IN + "student_projection_head"),
     Layout("lightly's DINO", _IN + "teacher_backbone", _IN + "student_backbone"),
-    Layout("solo-learn", _IN + "backbone", _IN + "momentum_backbone", _IN + r"classifier\."),
+    Layout("solo-learn", _IN + "backbone", _IN + "momentum_backbone", _IN + r"classifier\.weight"),
     Layout("lightly", _IN + "backbone", _IN + "(backbone_momentum|teacher_backbone)", _IN + "projection_head"),
     Layout(
         "OpenMMLab or OpenSelfSup",
         _IN + "backbone",
         _IN + r"(encoder_[qk]|online_net|target_net|momentum_encoder)(\.0)?",
-        _IN + r"(neck|head)\.",
+        _IN + r"(neck|head|encoder_q\.1)\.",
     ),
     Layout("Barlow Twins or VICReg", r"model\.backbone", beside=r"model\.(module\.)?projector\."),
     Layout("backbone and projector", _IN + "backbone", _IN + r"target\.0", _IN + r"projector\."),
-    Layout("VISSL", r"(?!.*moco_encoder)(.*\.)?_feature_blocks|model_state_dict", r".*moco_encoder.*"),
+    Layout("OBoW", r"(.*\.)?feature_extractor\._feature_blocks", r".*feature_extractor_teacher\._feature_blocks"),
+    Layout("VISSL", r"(?!.*moco_encoder)(.*\.)?_feature_blocks", r".*moco_encoder.*"),
+    Layout("model_state_dict, as VISSL's converted files", "model_state_dict"),
     Layout("byol-pytorch", _IN + r"online_encoder\.net", _IN + r"(target_encoder\.)?net"),
     Layout("timm or torchvision, averaged weights", "state_dict_ema|model_ema", "state_dict|model"),
     Layout("SwAV or DeepCluster-v2", "(state_dict)?", beside=".*prototypes"),
 )
-# A prefix of such a word, alone in a file, is a network that the authors do not evaluate: it needs KEY.
-SECOND = re.compile(r".*(encoder_k|momentum|target|student|teacher_backbone|moco_encoder).*")
+# A prefix of such a word is a network that the authors do not evaluate: alone in a file, it needs KEY.
+SECOND = re.compile(r".*(momentum|target|student|teacher|moco_encoder).*|(.*[._])?(k|key|t)([._].*)?")
 
 
 @dataclass
@@ -160,7 +168,7 @@ def recognise(tensors: dict[str, Tensor], key: str | None = None, *, arch: str |
 
 
 def named_architecture(content: Any) -> str | None:
-    """Return the ResNet that a file names: in the config of a run of ours, or as `arch`, as timm does.
+    """Return the ResNet that a file names: in the config of a run of ours, or as `arch`, as timm and our exports do.
 
     It decides between networks of the same names and shapes alone: with a ReLU or without, with blurred pooling.
     """
@@ -191,7 +199,7 @@ def candidates(tensors: dict[str, Tensor], arch: str | None = None) -> list[Netw
 def _place(parts: dict[str, str]) -> tuple[str, ...]:
     """Return (stage, block, layer, tensor) of a key's parts, in whatever form; stage and block are "" in a stem."""
     stem, stage = parts.get("stem", ""), parts.get("number") or parts.get("stage", "")
-    layer = parts.get("part") or (stem and "conv1" if stem != "bn1" else "bn1")
+    layer = parts.get("part") or {"": "", "bn1": "bn1", "bn": "bn1"}.get(stem, "conv1")
     if "norm" in parts:  # detectron2 and Hugging Face keep a convolution and its normalisation together
         layer = re.sub(r"layer\.([012])", lambda found: f"conv{int(found[1]) + 1}", layer)
         if layer == "shortcut":
@@ -223,16 +231,19 @@ def _network(
             continue
         network.tensors[name] = tensors[key]
         network.taken.add(key)
-    # Files older than PyTorch 0.4.1 and frozen normalisation lack this counter, which nothing reads in eval mode.
+    # Nothing reads this counter in eval mode. Files older than PyTorch 0.4.1 and frozen normalisation lack it, and
+    # some converters give it an axis, or make a floating-point number of it, in which it may overflow.
     for name in [name for name in network.tensors if name.endswith(".running_mean")]:
-        network.tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+        counter = name.replace("running_mean", "num_batches_tracked")
+        count = network.tensors.get(counter, torch.tensor(0))
+        plain = count.numel() == 1 and not count.is_floating_point()
+        network.tensors[counter] = count.reshape(()) if plain else torch.tensor(0)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
     network.arch = arch if _fits(arch, shapes) else architecture_of(shapes, cifar=_cifar(network, stages[0], tensors))
-    under = keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]
-    foreign = [key for key in under if form.inside.match(key, len(prefix)) and key not in network.taken]
-    network.problem = _problem(shapes, network.arch, foreign)
+    network.problem = _problem(shapes, network.arch) or _foreign(network, keys, stages[3])
     stem = shapes.get("conv1.weight", ())[2:]
-    if form.name == "numbered layers" and not (stages[0] == 4 or (stages[0] in (2, 3) and stem == (3, 3))):
+    # 1: the stem's layers are named within number 0.
+    if form.name == "numbered layers" and not (stages[0] in (1, 4) or (stages[0] in (2, 3) and stem == (3, 3))):
         network.problem = f"its blocks begin at {stages[0]}, behind a stem that no ResNet has"
     return network
 
@@ -254,10 +265,19 @@ def _cifar(network: Network, first_stage: int, tensors: dict[str, Tensor]) -> st
     return "_cifar_stemrelu"
 
 
-def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None, foreign: list[str]) -> str | None:
+def _foreign(network: Network, keys: list[str], last: int) -> str | None:
+    """Return which of the file's keys names another part within the network, up to layer `last`; None if none does."""
+    prefix, inside = network.prefix, network.form.inside
+    for key in keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + chr(sys.maxunicode))]:
+        if key in network.taken or key.endswith(COUNTERS) or not (match := inside.match(key, len(prefix))):
+            continue
+        if int(match.groupdict().get("number", 0)) <= last:
+            return f"{key} is not part of it"
+    return None
+
+
+def _problem(shapes: dict[str, tuple[int, ...]], arch: str | None) -> str | None:
     """Return why these shapes are not those of `arch`, or None if they are."""
-    if foreign:
-        return f"{foreign[0]} is not part of it"
     if arch is None:
         return "a number of blocks that none has"
     expected = shapes_of(arch)
@@ -282,17 +302,27 @@ def _chosen(complete: list[Network], tensors: dict[str, Tensor]) -> tuple[str, N
         if len(wanted) != 1 or not any(re.match(layout.beside, key) for key in tensors):
             continue
         (network,) = wanted
-        others = [n for n in complete if n is not network and not re.fullmatch(layout.others, _plain(n.prefix))]
-        if all(_same(network, other) for other in others):
+        if _others(network, complete, layout.others):
             return layout.name, network
-    if all(_same(complete[0], other) for other in complete[1:]) and not SECOND.fullmatch(complete[0].prefix):
-        return complete[0].form.name, complete[0]
+    first = next((n for n in complete if not SECOND.fullmatch(_plain(n.prefix))), None)
+    if first is not None and _others(first, complete, SECOND):
+        return first.form.name, first
     return "", None
+
+
+def _others(network: Network, complete: list[Network], known: str | re.Pattern[str]) -> bool:
+    """Return whether the others of these are copies of the network, or of its architecture with a `known` prefix."""
+    return all(
+        _same(network, other) or (other.arch == network.arch and re.fullmatch(known, _plain(other.prefix)))
+        for other in complete
+        if other is not network
+    )
 
 
 def _same(one: Network, other: Network) -> bool:
     pairs = [(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items()]
-    return all(b is not None and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    kinds = DTYPES.values()  # torch compares no others
+    return all(b is not None and a.dtype == b.dtype and a.dtype in kinds and torch.equal(a, b) for a, b in pairs)
 
 
 def _named(key: str, found: list[Network], listed: str) -> Network:

@@ -15,7 +15,9 @@ def test_images_become_pooled_features(arch, width):
     assert feature_dim(network) == width
 
 
-@pytest.mark.parametrize("arch", ["resnet19", "", "_cifar", "resnet19_cifar", "resnet18_cifar_x", "vgg16_cifar"])
+@pytest.mark.parametrize(
+    "arch", ["resnet19", "", "_cifar", "resnet19_cifar", "resnet18_cifar_x", "vgg16_cifar", "vgg16_w2"]
+)
 def test_an_unknown_name_is_refused(arch):
     with pytest.raises(ValueError, match=f"unknown backbone '{arch}'; known: "):
         build_backbone(arch)
@@ -78,6 +80,13 @@ def test_a_quarter_of_the_width_has_a_quarter_of_every_layer():
     expected = {name: tuple(n if n < 64 else n // 4 for n in shape) for name, shape in whole.items()}
     assert quarter == expected
     assert architecture_of(quarter) == "resnet18_cifar_quarter"
+
+
+def test_twice_the_width_has_twice_of_every_layer():
+    whole, twice = shapes_of("resnet50"), shapes_of("resnet50_w2")
+    assert twice == {name: tuple(n if n < 64 else n * 2 for n in shape) for name, shape in whole.items()}
+    assert architecture_of(twice) == "resnet50_w2"
+    assert feature_dim(build_backbone("resnet18_w2")) == 1024
 
 
 def test_the_classifier_is_left_out():

@@ -8,6 +8,7 @@ import pickletools
 import struct
 import time
 import zipfile
+import zlib
 from collections import OrderedDict
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from common.backbones import shapes_of
 from common.checkpoint import load_checkpoint
 from common.checkpoint.archive import UnreadableError, flatten, read
 from common.errors import UserError
@@ -56,7 +58,7 @@ def test_tensors_are_read_from_every_form(tmp_path, form, plain):
     assert all(torch.equal(found[key], wanted[key]) and found[key].dtype == wanted[key].dtype for key in wanted)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_arrays_of_numbers_are_read_from_every_protocol(tmp_path, protocol):
     arrays = {
         "rows": np.arange(6, dtype="f4").reshape(2, 3),
@@ -69,6 +71,30 @@ def test_arrays_of_numbers_are_read_from_every_protocol(tmp_path, protocol):
     found = flatten(read(tmp_path / "x"))
     assert list(found) == ["rows", "columns"]
     assert all(np.array_equal(found[key].numpy(), arrays[key]) for key in found)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_numpy_s_archives_are_read(tmp_path, save):
+    numbers = np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3))
+    save(tmp_path / "x.npz", **{"a.weight": numbers, "count": np.int64(3), "name": "words", "none": np.array([None])})
+    found = flatten(read(tmp_path / "x.npz"))
+    assert list(found) == ["a.weight", "count"]
+    assert np.array_equal(found["a.weight"].numpy(), numbers)
+    assert found["count"].item() == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch prefers another form
+def test_torchscript_is_read(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    torch.jit.trace(model, torch.zeros(1, 3, 8, 8)).save(tmp_path / "x")
+    found = flatten(read(tmp_path / "x"))
+    assert set(found) == set(model.state_dict())
+    assert all(torch.equal(tensor, found[key]) for key, tensor in model.state_dict().items())
+
+
+def test_names_are_fit_to_be_printed(tmp_path):
+    torch.save({"red\x1b[31m\n": {"weight": torch.ones(1)}, 10**5000: {"weight": torch.ones(1)}}, tmp_path / "x")
+    assert list(flatten(read(tmp_path / "x"))) == [r"red\x1b[31m\n.weight", "?.weight"]
 
 
 def test_python_2_s_ordered_dicts_are_read(tmp_path):
@@ -233,6 +259,7 @@ PICKLES = {
     "pairs of one hash": (call("collections", "OrderedDict", pairs(pairs_of_signs(4000))), "no known"),
     "an array of so many bytes": (keys(buffered(number(2**36))), "no known"),
     "a text encoded again and again": (encoded(2**20, 20_000), "no known"),
+    "tensors without torch.save": (call("torch.storage", "_load_from_bytes", text("x")), "without torch.save; save"),
     "a call of eval": (call("builtins", "eval", text("1")), f"would run builtins.eval.*{NO_CHECKPOINT}"),
     "a call of system": (call("os", "system", text("x")), f"would run os.system.*{NO_CHECKPOINT}"),
     "a call of a placeholder's": (P["NONE"] + P["NONE"] + P["REDUCE"], DAMAGED),
@@ -276,6 +303,10 @@ def test_a_hostile_pickle_is_refused_soon(tmp_path, name, form):
     refused_soon(tmp_path / "x", says + {legacy_of: f"|{DAMAGED}", alone: "|no known architecture"}.get(form, ""))
 
 
+def eight_bits():
+    return {key: torch.ones(shape, dtype=torch.float8_e4m3fn) for key, shape in shapes_of("resnet18").items()}
+
+
 def safetensors(path, header, data=b"", length=None):
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(head) if length is None else length) + head + data)
@@ -285,7 +316,48 @@ def entry(shape, end):
     return {"conv1.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
 
 
+def entries(path, count):
+    """Write a zip whose table of contents names the same few bytes again and again."""
+    name, body = b"a/data.pkl", START + P["EMPTY_DICT"] + P["STOP"]
+    sums = struct.pack("<3I", zlib.crc32(body), len(body), len(body))
+    local = struct.pack("<4s5H", b"PK\3\4", 20, 0, 0, 0, 0) + sums + struct.pack("<2H", len(name), 0) + name + body
+    one = struct.pack("<4s6H", b"PK\1\2", 20, 20, 0, 0, 0, 0) + sums + struct.pack("<5H2I", len(name), *[0] * 6) + name
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, len(one) * count, len(local), 0)
+    path.write_bytes(local + one * count + end)
+
+
+def npz_of(path, shape, kind="<f4"):
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(16))
+
+
+def headed(path):
+    """Write torch's older form with a million objects in each of the pickles of its head."""
+    many = START + P["EMPTY_LIST"] + P["MARK"] + P["NONE"] * 999_000 + P["APPENDS"] + P["STOP"]
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + many * 4)
+
+
+def repeated(path):
+    """Write complete networks, each of whose tensors repeats one number of its own."""
+    shapes = shapes_of("wide_resnet101_2").items()
+    torch.save({f"n{k}.{key}": torch.zeros(()).expand(shape) for k in range(8) for key, shape in shapes}, path)
+
+
 OTHERS = {
+    "a million entries": (lambda p: entries(p, 1_000_000), f"more than 50,000 entries; {NO_CHECKPOINT}"),
+    "a million safetensors": (
+        lambda p: safetensors(p, {f"{k}": entry([0], 0)["conv1.weight"] for k in range(400_000)}),
+        f"more than 20,000 tensors; {NO_CHECKPOINT}",
+    ),
+    "an .npz of terabytes": (lambda p: npz_of(p, (2**40,)), DAMAGED),
+    "an .npz of nothing": (lambda p: npz_of(p, (2**40,), "V0"), "no known architecture"),
+    "a head of millions": (headed, "more than 1,000 objects"),
+    "networks of a few numbers": (repeated, "no complete ResNet"),
+    "safetensors of eight bits": (
+        lambda p: save_file({f"{n}.{k}": t for n in "ab" for k, t in eight_bits().items()}, p),
+        "choose by KEY= from: a",
+    ),
     "zip bomb": (lambda p: zip_of(p, tensor(), zipfile.ZIP_DEFLATED, bytes(2**26)), "zip bomb: .* 10 times its size"),
     "a zip cut off": (lambda p: (zip_of(p, tensor()), os.truncate(p, 300)), DAMAGED),
     "a legacy file cut off": (lambda p: (legacy_of(p, beside(tensor())), os.truncate(p, 300)), DAMAGED),
@@ -330,7 +402,12 @@ def test_damaged_copies_are_read_or_refused(tmp_path, form):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer.*`git lfs pull`"),
         (b"<!DOCTYPE html><html>", "is a web page.*download"),
+        (b"\n <!doctype html>", "is a web page.*download"),
+        (b"<?xml version='1.0'?><Error>", "is a web page.*download"),
         (b"\x1f\x8b\x08", "is compressed.*gunzip"),
+        (b"BZh91AY", "is compressed.*bunzip2"),
+        (b"\xfd7zXZ\0", "is compressed.*unxz"),
+        (b"PK\3\4", "truncated or damaged"),
         (bytes(257) + b"ustar", "is a tar archive.*tar xf"),
         (b"", "is not a checkpoint"),
     ],

@@ -247,6 +247,93 @@ def wrapped(form):
     return network, states[form]
 
 
+def two(first, second, form, beside=()):
+    """Return a file of two networks under these names."""
+    networks = [resnet(fc=nn.Identity()) for _ in range(2)]
+    features = [cifar(network) if "cifar" in form else network for network in networks]
+    inner = [of_children(network) if "numbered" in form else network for network in features]
+    if form == "numbered cifar":  # the demo of MoCo leaves the pooling out
+        inner = [nn.Sequential(*(layer for layer in net if not isinstance(layer, nn.Identity))) for net in inner]
+    pairs = zip((first, second), inner, strict=True)
+    state = {f"{name}.{key}": tensor for name, network in pairs for key, tensor in network.state_dict().items()}
+    return features[0], {"state_dict": state | dict.fromkeys(beside, torch.ones(2, 2)), "opt": argparse.Namespace()}
+
+
+# Name -> the prefix of the network that is evaluated, and of the other, how they are built, and keys beside them.
+PAIRS = {
+    "MoCo on CIFAR": ("encoder_q.net", "encoder_k.net", "numbered cifar", ["queue"]),
+    "ReSSL": ("module.encoder_q.net", "module.encoder_k.net", "plain", ["module.queue"]),
+    "MSF": ("encoder_q.module", "encoder_t.module", "plain", ["predict_q.module.0.weight"]),
+    "PixPro": ("module.encoder", "module.encoder_k", "plain", ["module.projector.linear1.weight"]),
+    "Bolts' BYOL": ("online_network.encoder", "target_network.encoder", "plain"),
+    "BYOL-PyTorch": ("module.online_network.encoder", "module.target_network.encoder", "numbered"),
+    "lightly, old": ("resnet_moco.backbone", "resnet_moco.momentum_backbone", "numbered"),
+    "compiled MoCo": ("module.encoder_q._orig_mod", "module.encoder_k._orig_mod", "plain"),
+    "DINO under Lightning": ("teacher.backbone", "student.backbone", "plain"),
+}
+
+
+def densecl():
+    """As OpenSelfSup's MoCo, but neither neck nor head have tensors of their own."""
+    network, other = (resnet(fc=nn.Identity()) for _ in range(2))
+    model = parts(encoder_q=nn.Sequential(network, mlp()), encoder_k=nn.Sequential(other, mlp()), backbone=network)
+    return network, {"state_dict": model.state_dict(), "meta": {}}
+
+
+def obow():
+    """The stem's layers have names, and the stages are numbered from 1."""
+    network, teacher = (resnet(fc=nn.Identity()) for _ in range(2))
+    model = {}
+    for name, net in (("feature_extractor", network), ("feature_extractor_teacher", teacher)):
+        stem = nn.Sequential(OrderedDict(Conv=net.conv1, bn=net.bn1, relu=net.relu, maxpool=net.maxpool))
+        blocks = nn.ModuleList([stem, net.layer1, net.layer2, net.layer3, net.layer4])
+        model |= {f"{name}._feature_blocks.{key}": tensor for key, tensor in blocks.state_dict().items()}
+    return network, {"epoch": 1, "network": model, "meters": {}}
+
+
+def mmengine_average():
+    """Its EMAHook saves the average as `state_dict`, and the network that is trained as `ema_state_dict`."""
+    network, trained = (resnet(fc=nn.Identity()) for _ in range(2))
+    average = module(parts(backbone=trained)).state_dict() | {"steps": torch.tensor(3)}
+    return network, {"state_dict": parts(backbone=network).state_dict(), "ema_state_dict": average}
+
+
+def wider(times):
+    """Return SwAV's resnet18 of so many times the planes."""
+    network = resnet(fc=nn.Identity())
+    network.inplanes = 64 * times
+    network.conv1, network.bn1 = nn.Conv2d(3, 64 * times, 7, 2, 3, bias=False), nn.BatchNorm2d(64 * times)
+    for k, stride in enumerate((1, 2, 2, 2)):
+        layer = network._make_layer(torchvision.models.resnet.BasicBlock, times * 64 * 2**k, 2, stride)
+        setattr(network, f"layer{k + 1}", layer)
+    return network, {"module.prototypes.weight": torch.ones(2, 2)} | module(network.eval()).state_dict()
+
+
+def counted(form):
+    """Return a file with counters that nobody reads: thop's of operations, and those of batches, in half precision."""
+    network = resnet(fc=nn.Identity())
+    state = of_children(network).state_dict()
+    if form == "thop":
+        state |= {f"4.0.conv1.{word}": torch.zeros(1) for word in ("total_ops", "total_params")}
+        return network, state
+    state = network.state_dict()
+    overflown = torch.tensor(1e6).half()
+    return network, {k: overflown if k.endswith("num_batches_tracked") else tensor for k, tensor in state.items()}
+
+
+def head_behind(network):
+    """Return the layers of a network with a head of two layers behind them."""
+    return network, nn.Sequential(*of_children(network), nn.Flatten(), mlp()).state_dict()
+
+
+def compiled_parts():
+    network = resnet()
+    network.layer1, network.layer2[0] = parts(_orig_mod=network.layer1), parts(_orig_mod=network.layer2[0])
+    state = network.state_dict()
+    network.layer1, network.layer2[0] = network.layer1["_orig_mod"], network.layer2[0]["_orig_mod"]
+    return network, state
+
+
 def byol_pytorch():
     network, target = resnet(), resnet()
     model = parts(net=network, online_encoder=parts(net=network, projector=mlp()))
@@ -334,6 +421,15 @@ FILES = {
     "timm": (lambda: averaged("timm"), "averaged", "state_dict_ema."),
     "torchvision's average": (lambda: averaged("torchvision"), "averaged", "model_ema.module."),
     "byol-pytorch": (byol_pytorch, "byol-pytorch", "online_encoder.net."),
+    **{name: ((lambda pair=pair: two(*pair)), "", f"state_dict.{pair[0]}.") for name, pair in PAIRS.items()},
+    "DenseCL": (densecl, "OpenSelfSup", "state_dict.backbone."),
+    "OBoW": (obow, "OBoW", "network.feature_extractor._feature_blocks."),
+    "mmengine's average": (mmengine_average, "OpenMMLab, averaged", "state_dict.backbone."),
+    "SwAV, twice as wide": (lambda: wider(2), "SwAV", "module."),
+    "thop's counters": (lambda: counted("thop"), "numbered layers", ""),
+    "overflown counters": (lambda: counted("batches"), "torchvision's names", ""),
+    "a head behind": (lambda: head_behind(resnet(fc=nn.Identity())), "numbered layers", ""),
+    "compiled parts": (compiled_parts, "torchvision's names", ""),
     **{form: ((lambda form=form: wrapped(form)), "torchvision's names", None) for form in ("DDP", "compiled", "model")},
     "compiled in DDP": (lambda: wrapped("compiled in DDP"), "torchvision's names", "net.module._orig_mod."),
     **{
@@ -444,6 +540,16 @@ REFUSED = {
         "layer1.0.se.fc1.bias is not part of it",
     ),
     "a deep stem": (lambda s, t: s | {"conv1.3.weight": s["fc.weight"]}, "conv1.3.weight is not part of it"),
+    "CLIP's stem": (lambda s, t: s | {"conv2.weight": s["fc.weight"]}, "conv2.weight is not part of it"),
+    "teacher of another kind": (
+        lambda s, t: {"student": s, "teacher": torchvision.models.resnet34().state_dict()},
+        "KEY= from: teacher (resnet34); student (resnet18)",
+    ),
+    "an average": (lambda s, t: {"state_dict": s, "ema_state_dict": t}, "KEY= from: state_dict (resnet18)"),
+    "of eight bits": (
+        lambda s, t: {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in s.items()},
+        "100 of 120 tensors are missing or not plain numbers",
+    ),
     "other widths": (lambda s, t: s | {"bn1.bias": torch.ones(7)}, "bn1.bias has shape (7,), not (64,)"),
     "more blocks": (lambda s, t: s | {"layer1.2.bn1.bias": torch.ones(64)}, "a number of blocks that none has"),
     "no max-pool": (lambda s, t: numbered(s, first=3), "its blocks begin at 3, behind a stem that no ResNet has"),

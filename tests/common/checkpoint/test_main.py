@@ -59,6 +59,12 @@ def test_inspect_says_why_a_file_is_refused(states, tmp_path, capsys):
         main(["inspect"])
 
 
+def test_inspect_refuses_what_an_evaluation_refuses(states, tmp_path, capsys):
+    torch.save({"net": states[0] | {"bn1.weight": torch.full([64], torch.nan)}}, tmp_path / "a.pth")
+    main(["inspect", "--key", "net", str(tmp_path / "a.pth")])
+    assert "an evaluation refuses it: the weights of" in capsys.readouterr().out
+
+
 def imported(moco, *words):
     folder = moco.parent / "checkpoints"
     main(["import", "--checkpoint", str(moco), "--name", "theirs", "--checkpoints", str(folder), *words])
@@ -90,7 +96,12 @@ def test_import_replaces_only_with_a_word(moco, states):
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """Let nothing answer at the Hub's address, and put its cache and torch's under tmp_path."""
+    """Let nothing answer at the Hub's address or torch's, and put their caches under tmp_path."""
+
+    def unreachable(*_args, **_options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -131,8 +142,12 @@ def test_a_name_is_fetched_by_its_library(offline):
         assert place.stat() == before
 
 
-@pytest.mark.parametrize("word", ["hf:owner/net", "timm:resnet18.a1_in1k", "timm:resnet19", "torchvision:resnet19"])
-def test_a_name_that_cannot_be_fetched_is_one_line(offline, word):
+NAMES = "hf:owner/net timm:resnet18.a1_in1k timm:resnet19 torchvision:resnet19 torchvision:resnet18".split()
+
+
+@pytest.mark.parametrize("word", NAMES)
+def test_a_name_that_cannot_be_fetched_is_one_line(offline, word, capsys):
     with pytest.raises(UserError, match=f"^CHECKPOINT={word} cannot be fetched: .*fetch the file elsewhere") as caught:
         fetch(word, offline)
     assert len(str(caught.value).splitlines()) == 1
+    assert capsys.readouterr() == ("", "")
