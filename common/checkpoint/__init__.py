@@ -79,12 +79,12 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write the checkpoint and its `.json`, each atomically. Raises ValueError for a wrong `meta`."""
+    """Write the `.json` of the checkpoint and the checkpoint, each atomically. Raises ValueError for a wrong `meta`."""
     if wrong := sorted((set(meta) ^ set(META_KEYS)) - {SOURCE}):
         raise ValueError(f"checkpoint metadata must have exactly {META_KEYS}; missing or extra: {wrong}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    write_json(path.with_suffix(".json"), meta)  # first: a kill between the two must leave no file of unknown settings
     save_tensors(path, {"state_dict": tensors, "meta": meta})
-    write_json(path.with_suffix(".json"), meta)
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

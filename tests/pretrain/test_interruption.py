@@ -94,6 +94,14 @@ def test_a_run_killed_by_sigkill_resumes_to_the_same_bits(space, kill):
     assert outcome(space, "simsiam_gsg") == whole
 
 
+@pytest.mark.parametrize("name", ["simsiam_gsg.json", "simsiam_gsg.pth"])
+def test_an_export_that_was_killed_is_made_again(space, name):
+    assert in_a_child(kill=lambda: die_writing(name)) == -signal.SIGKILL
+    assert in_a_child("--resume") == 0
+    left = (space / "checkpoints/demo").glob("[!.]*")
+    assert sorted(path.name for path in left) == ["simsiam_gsg.json", "simsiam_gsg.pth"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_saves_after_the_step_and_the_run_resumes_to_the_same_bits(space, monkeypatch, number):
     run_train(method="byol_gsg")
