@@ -153,15 +153,17 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
         for kind, key in (("categories", "id"), ("categories", "name"), ("images", "id"), ("annotations", "id")):
             _check_unique(path, kind, key, [entry[key] for entry in content[kind]])
         names = {category["id"]: category["name"] for category in content["categories"]}
+        if odd := [name for name in names.values() if not isinstance(name, str)]:
+            raise ValueError(f"the name {odd[0]!r} of a category is not a text")
         images = {image["id"]: (image, list[dict[str, Any]]()) for image in content["images"]}
         for thing in content["annotations"]:
             _check_thing(thing)
             where = f"annotation {path}: object {thing['id']}"
             if thing["image_id"] not in images:
-                raise UserError(f"{where} is of image {thing['image_id']}, which is not listed; restore the file")
+                raise UserError(f"{where} is of image {thing['image_id']!r}, which is not listed; restore the file")
             if thing["category_id"] not in names:
                 raise UserError(
-                    f"{where} is of unknown class {thing['category_id']}; known: {', '.join(names.values())}"
+                    f"{where} is of unknown class {thing['category_id']!r}; known: {', '.join(names.values())}"
                 )
             images[thing["image_id"]][1].append(thing)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -171,8 +173,8 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
             raise UserError(f"annotation {path}: unknown class '{name}'; known: {', '.join(classes)}")
     if missing := [name for name in classes if name not in names.values()]:
         raise UserError(f"annotation {path} lacks the class '{missing[0]}' among its categories; restore it")
-    if not content["annotations"]:
-        raise UserError(f"annotation {path} lists no object; restore it")
+    if all(thing.get("iscrowd") for thing in content["annotations"]):
+        raise UserError(f"annotation {path} lists no object{' but crowds' * bool(content['annotations'])}; restore it")
     return list(images.values())
 
 
