@@ -66,10 +66,10 @@ def _thing(element: ElementTree.Element) -> Thing:
 
 
 def _text(element: ElementTree.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
+    text = element.findtext(tag, "").strip()
+    if not text:
         raise ValueError(f"no {tag} in <{element.tag}>")
-    return text.strip()
+    return text
 
 
 def check_box(where: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> None:

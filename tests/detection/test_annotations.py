@@ -59,6 +59,7 @@ def test_a_sound_voc_passes_once_and_its_changed_part_again(official: Path, caps
         ("<xmin>", "<xmin>one", "not in VOC's format"),
         ("<ymax>", "<ymux>", "truncated or corrupt"),
         ("<width>75</width>", "", "no size/width in <annotation>"),
+        ("<object><name>", "<object><name/><name>", "no name in <object>"),
     ],
 )
 def test_a_fault_of_voc_is_named(official: Path, old: str, new: str, says: str) -> None:
