@@ -83,8 +83,8 @@ def decoded_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
 def read_lines(path: Path, what: str, remedy: str) -> list[str]:
     """Return the lines of a text without blank ones and without blanks around them.
 
-    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming the file, `what` it
-    is, where it is missing or not such text.
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming the file, and
+    `what` it is, where it is missing or not such text.
     """
     content = read_bytes(path, what, remedy)
     try:

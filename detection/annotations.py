@@ -151,10 +151,8 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
     content = read_json(path)
     try:
         for kind, key in (("categories", "id"), ("categories", "name"), ("images", "id"), ("annotations", "id")):
-            _check_unique(path, kind, key, [entry[key] for entry in content[kind]])
+            _check_keys(path, kind, key, [entry[key] for entry in content[kind]])
         names = {category["id"]: category["name"] for category in content["categories"]}
-        if odd := [name for name in names.values() if not isinstance(name, str)]:
-            raise ValueError(f"the name {odd[0]!r} of a category is not a text")
         images = {image["id"]: (image, list[dict[str, Any]]()) for image in content["images"]}
         for thing in content["annotations"]:
             _check_thing(thing)
@@ -196,7 +194,10 @@ def _no_coco(path: Path, error: Exception) -> UserError:
     return UserError(f"annotation {path} is not in COCO's format ({reason}); restore it")
 
 
-def _check_unique(path: Path, kind: str, key: str, values: list[Any]) -> None:
+def _check_keys(path: Path, kind: str, key: str, values: list[Any]) -> None:
+    """Raise UserError for a value that occurs twice, ValueError for a name that is not a text."""
+    if key == "name" and (odd := [value for value in values if not isinstance(value, str)]):
+        raise ValueError(f"the name {odd[0]!r} of a category is not a text")
     if len(set(values)) < len(values):
         value = next(value for value, count in Counter(values).items() if count > 1)
         raise UserError(f"annotation {path}: {key} {value!r} occurs twice among its {kind}; correct the file")
