@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import alone, read_bytes, sha256_of_text, write_json
-from common.images import SIDEWAYS, check_utf8, open_image, readable, turn_of
+from common.images import SIDEWAYS, check_utf8, open_image, readable, top_level, turn_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,12 +70,13 @@ def image_size(path: Path) -> tuple[int, int]:
 def decoded_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
     """Decode an image to its end and return (width, height), with `upright` after the rotation that EXIF asks for.
 
-    Raises UserError naming an image that does not decode.
+    Raises UserError naming an image that `common.images.read_image` does not read.
     """
     with readable(path, remedy="restore it"), open_image(path) as image:
         size = image.size
         image.draft("L", (1, 1))  # a JPEG at an eighth of its size: reads all bytes, makes few pixels
         image.load()
+        top_level(image, path)
         turned = upright and turn_of(image) in SIDEWAYS
     return size[::-1] if turned else size
 
