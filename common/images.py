@@ -4,13 +4,13 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -156,25 +156,37 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Return the image in RGB of 8 bits; Pillow's own conversion would clip deeper levels at 255.
 
-    Levels of 16 bits are scaled by the range of the format, whatever part of it the image uses. Raises UserError for
-    numbers of 32 bits, which have no such range.
+    Levels of 16 bits are scaled by the range of the format, whatever part of it the image uses. Raises UserError as
+    `top_level` does.
     """
-    if image.mode[0] not in "IF":  # the modes I, I;16 and their like, and F
+    top = top_level(image, path)
+    if top is None:
         return image.convert("RGB")
-    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    if image.mode.startswith("I;16"):
-        top = 2 ** min(16, tags.get(BITSPERSAMPLE, (16,))[0]) - 1  # 12 bits stay as they are
-    elif image.mode == "I" and image.format in ("PPM", "PNG"):
-        top = 2**16 - 1  # Pillow scales a PGM's levels to this
-    else:
-        raise UserError(
-            f"image {path} holds numbers of 32 bits or with signs (Pillow's mode {image.mode}), which have no range "
-            "of levels; convert it to 8 or 16 bits"
-        )
     levels = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds only in 8 bits
+    if _tags(image).get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is 0, which Pillow heeds only in 8 bits
         levels = 255 - levels
     return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def top_level(image: Image.Image, path: Path) -> int | None:
+    """Return the highest level of an image of more than 8 bits, None for others.
+
+    Raises UserError for numbers of 32 bits or with signs, which have no range.
+    """
+    if image.mode[0] not in "IF":  # the modes I, I;16 and their like, and F
+        return None
+    if image.mode.startswith("I;16"):
+        return 2 ** min(16, _tags(image).get(BITSPERSAMPLE, (16,))[0]) - 1  # 12 bits stay as they are
+    if image.mode == "I" and image.format in ("PPM", "PNG"):
+        return 2**16 - 1  # Pillow scales a PGM's levels to this
+    raise UserError(
+        f"image {path} holds numbers of 32 bits or with signs (Pillow's mode {image.mode}), which have no range "
+        "of levels; convert it to 8 or 16 bits"
+    )
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    return image.tag_v2 if isinstance(image, TiffImageFile) else {}
 
 
 def read_class_map(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import alone, read_bytes, sha256_of_text, write_json
-from common.images import SIDEWAYS, check_utf8, open_image, readable, turn_of
+from common.images import SIDEWAYS, check_utf8, open_image, readable, top_level, turn_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,28 +70,38 @@ def image_size(path: Path) -> tuple[int, int]:
 def decoded_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
     """Decode an image to its end and return (width, height), with `upright` after the rotation that EXIF asks for.
 
-    Raises UserError naming an image that does not decode.
+    Raises UserError naming an image that `common.images.read_image` does not read.
     """
     with readable(path, remedy="restore it"), open_image(path) as image:
         size = image.size
         image.draft("L", (1, 1))  # a JPEG at an eighth of its size: reads all bytes, makes few pixels
         image.load()
+        top_level(image, path)
         turned = upright and turn_of(image) in SIDEWAYS
     return size[::-1] if turned else size
 
 
-def read_list(path: Path) -> list[str]:
-    """Return the names in a list of images, one per line; blank lines and blanks around a name are ignored.
+def read_lines(path: Path, what: str, remedy: str) -> list[str]:
+    """Return the lines of a text without blank ones and without blanks around them.
 
-    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming a list that is
-    missing, empty or not such text, or that has a name twice or one that cannot be a file's.
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one. Raises UserError naming the file, and
+    `what` it is, where it is missing or not such text.
     """
-    content = read_bytes(path, "list", "restore the data set")
+    content = read_bytes(path, what, remedy)
     try:
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"list {path} is not text in UTF-8 ({error.reason}); restore the data set") from None
-    names = [name for line in text.splitlines() if (name := line.strip())]
+        raise UserError(f"{what} {path} is not text in UTF-8 ({error.reason}); {remedy}") from None
+    return [stripped for line in text.splitlines() if (stripped := line.strip())]
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the names in a list of images, one per line.
+
+    Raises UserError naming a list that is missing, empty or not text, or that has a name twice or one that cannot be a
+    file's.
+    """
+    names = read_lines(path, "list", "restore the data set")
     if not names:
         raise UserError(f"{path} lists no image; restore the data set")
     for name, count in Counter(names).items():

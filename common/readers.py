@@ -16,8 +16,8 @@ from torchvision import datasets as tv
 
 from common.embedded import CLASSES, ensure_embedded
 from common.errors import UserError
-from common.files import read_bytes
 from common.images import ImageFiles, image_folder, image_split
+from common.preflight import read_lines
 from common.sources import SOURCES, remedy
 
 VOC_CLASSES = tuple(
@@ -234,11 +234,7 @@ def _files_and_labels(source: Any) -> tuple[Sequence[Any], Sequence[int]]:
 
 
 def _lines(path: Path, remedy: str) -> list[str]:
-    try:
-        text = read_bytes(path, "data set file", remedy).decode()
-    except ValueError:
-        raise UserError(f"data set file {path} is not text in UTF-8; {remedy}") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = read_lines(path, "data set file", remedy)
     if not lines:
         raise UserError(f"data set file {path} is empty; {remedy}")
     return lines

@@ -19,7 +19,9 @@ from common.preflight import check_once, decoded_size, read_json, read_list
 # The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
 # leaves the boxes out, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
-CHECK = "images decoded, upright"  # part of the cache's key; to be changed when the check asks for more
+CHECK = (
+    "images decoded, upright, of known levels"  # part of the cache's key; to be changed when the check asks for more
+)
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
@@ -66,10 +68,10 @@ def _thing(element: ElementTree.Element) -> Thing:
 
 
 def _text(element: ElementTree.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
+    text = element.findtext(tag, "").strip()
+    if not text:
         raise ValueError(f"no {tag} in <{element.tag}>")
-    return text.strip()
+    return text
 
 
 def check_box(where: str, box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
@@ -151,17 +153,17 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
     content = read_json(path)
     try:
         for kind, key in (("categories", "id"), ("categories", "name"), ("images", "id"), ("annotations", "id")):
-            _check_unique(path, kind, key, [entry[key] for entry in content[kind]])
+            _check_keys(path, kind, key, [entry[key] for entry in content[kind]])
         names = {category["id"]: category["name"] for category in content["categories"]}
         images = {image["id"]: (image, list[dict[str, Any]]()) for image in content["images"]}
         for thing in content["annotations"]:
             _check_thing(thing)
             where = f"annotation {path}: object {thing['id']}"
             if thing["image_id"] not in images:
-                raise UserError(f"{where} is of image {thing['image_id']}, which is not listed; restore the file")
+                raise UserError(f"{where} is of image {thing['image_id']!r}, which is not listed; restore the file")
             if thing["category_id"] not in names:
                 raise UserError(
-                    f"{where} is of unknown class {thing['category_id']}; known: {', '.join(names.values())}"
+                    f"{where} is of unknown class {thing['category_id']!r}; known: {', '.join(names.values())}"
                 )
             images[thing["image_id"]][1].append(thing)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -171,8 +173,8 @@ def _read_coco(path: Path, classes: Sequence[str]) -> list[tuple[dict[str, Any],
             raise UserError(f"annotation {path}: unknown class '{name}'; known: {', '.join(classes)}")
     if missing := [name for name in classes if name not in names.values()]:
         raise UserError(f"annotation {path} lacks the class '{missing[0]}' among its categories; restore it")
-    if not content["annotations"]:
-        raise UserError(f"annotation {path} lists no object; restore it")
+    if all(thing.get("iscrowd") for thing in content["annotations"]):
+        raise UserError(f"annotation {path} lists no object{' but crowds' * bool(content['annotations'])}; restore it")
     return list(images.values())
 
 
@@ -194,7 +196,10 @@ def _no_coco(path: Path, error: Exception) -> UserError:
     return UserError(f"annotation {path} is not in COCO's format ({reason}); restore it")
 
 
-def _check_unique(path: Path, kind: str, key: str, values: list[Any]) -> None:
+def _check_keys(path: Path, kind: str, key: str, values: list[Any]) -> None:
+    """Raise UserError for a value that occurs twice, ValueError for a name that is not a text."""
+    if key == "name" and (odd := [value for value in values if not isinstance(value, str)]):
+        raise ValueError(f"the name {odd[0]!r} of a category is not a text")
     if len(set(values)) < len(values):
         value = next(value for value, count in Counter(values).items() if count > 1)
         raise UserError(f"annotation {path}: {key} {value!r} occurs twice among its {kind}; correct the file")

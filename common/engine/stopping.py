@@ -93,16 +93,25 @@ class StopOnSignal(Hook):
 
 
 class FiniteWeights(Hook):
-    """Keep weights that are not finite out of the checkpoints."""
+    """Keep weights that are not finite out of the checkpoints and of what follows the training."""
 
     priority = "ABOVE_NORMAL"
 
     @override
     def before_save_checkpoint(self, runner: MMEngineRunner, checkpoint: dict[str, Any]) -> None:
         """Raise Diverged, so that nothing is saved, if a weight is not finite."""
-        for name, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not value.isfinite().all():
-                _stop_for_nan(runner, f"{name} is no longer finite after step {runner.iter + 1}")
+        _require_finite(runner, checkpoint["state_dict"], runner.iter + 1)
+
+    @override
+    def after_train(self, runner: MMEngineRunner) -> None:
+        """Raise Diverged likewise; the config may ask for no checkpoint at the end."""
+        _require_finite(runner, runner.model.state_dict(), runner.iter)
+
+
+def _require_finite(runner: MMEngineRunner, weights: dict[str, torch.Tensor], step: int) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            _stop_for_nan(runner, f"{name} is no longer finite after step {step}")
 
 
 def _stop_for_nan(runner: MMEngineRunner, what: str) -> NoReturn:

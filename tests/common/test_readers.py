@@ -44,8 +44,11 @@ def test_voc_labels_are_the_flags(voc):
 def test_difficult_only_is_negative(voc, tmp_path):
     main = tmp_path / "ImageSets" / "Main"
     main.mkdir(parents=True)
-    (main / "cat_test.txt").write_text("000001  1\n000002  0\n000003 -1\n")
-    assert read_voc(tmp_path, "x", ["cat"], "test", "restore it").labels.tolist() == [[1], [0], [0]]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (main / "cat_test.txt").write_text("000001  1\n000002  0\n\n000003 -1\n", encoding=encoding)
+        images = read_voc(tmp_path, "x", ["cat"], "test", "restore it")
+        assert images.paths == [f"JPEGImages/00000{number}.jpg" for number in (1, 2, 3)]
+        assert images.labels.tolist() == [[1], [0], [0]]
 
 
 def test_voc_errors_name_the_file(voc, tmp_path):

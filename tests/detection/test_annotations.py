@@ -59,6 +59,7 @@ def test_a_sound_voc_passes_once_and_its_changed_part_again(official: Path, caps
         ("<xmin>", "<xmin>one", "not in VOC's format"),
         ("<ymax>", "<ymux>", "truncated or corrupt"),
         ("<width>75</width>", "", "no size/width in <annotation>"),
+        ("<object><name>", "<object><name/><name>", "no name in <object>"),
     ],
 )
 def test_a_fault_of_voc_is_named(official: Path, old: str, new: str, says: str) -> None:
@@ -223,6 +224,8 @@ def change(official: Path, kind: str, **fields) -> Path:
         ("images", {"id": 1}, "id 1 occurs twice among its images"),
         ("categories", {"id": 1}, "id 1 occurs twice among its categories"),
         ("categories", {"name": "person"}, "name 'person' occurs twice among its categories"),
+        ("categories", {"name": 5}, "the name 5 of a category is not a text"),
+        ("annotations", {"category_id": "1"}, "is of unknown class '1'; known: person"),
         ("images", {"file_name": 2}, "not in COCO's format"),
         ("images", {"file_name": "\ud800.jpg"}, "not in COCO's format"),
     ],
@@ -232,6 +235,15 @@ def test_a_fault_of_coco_is_named(official: Path, kind: str, fields: dict, says:
     said = refusal(official, "coco")
     assert str(path) in said
     assert says in said
+
+
+@pytest.mark.parametrize("crowds", [True, False])
+def test_a_coco_file_without_an_object_to_find_is_refused(official: Path, crowds: bool) -> None:
+    path = official / "coco/annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [thing | {"iscrowd": 1} for thing in content["annotations"]] if crowds else []
+    path.write_text(json.dumps(content))
+    assert refusal(official, "coco") == f"annotation {path} lists no object{' but crowds' * crowds}; restore it"
 
 
 @pytest.mark.parametrize("lacking", ["area", "iscrowd"])

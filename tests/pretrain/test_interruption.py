@@ -249,21 +249,30 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     assert load_checkpoint(space / "checkpoints/demo/simsiam.pth")
 
 
-def test_weights_that_are_not_finite_are_never_saved(space, monkeypatch):
-    """The step whose update overflows has a finite loss; its checkpoint would be the last."""
+@pytest.mark.parametrize(
+    ("broken", "option", "said"),
+    [
+        (4, "interval=1", r"after step 4; the last good checkpoint is .*iter_3\.pth"),
+        (6, "interval=9", "after step 6; no checkpoint was written yet"),
+    ],
+)
+def test_weights_that_are_not_finite_are_never_saved(space, monkeypatch, broken, option, said):
+    """The step whose update overflows has a finite loss; its checkpoint or export would be the last."""
     original = torch.optim.SGD.step
     steps = []
 
     def step(self, *args, **kwargs):
         steps.append(1)
         original(self, *args, **kwargs)
-        if len(steps) == 4:
+        if len(steps) == broken:
             with torch.no_grad():
                 self.param_groups[0]["params"][0].fill_(float("nan"))
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    with pytest.raises(UserError, match=r"no longer finite after step 4; the last good checkpoint is .*iter_3\.pth"):
-        run_train(options=("default_hooks.checkpoint.interval=1",))
+    saving = (f"default_hooks.checkpoint.{option}", "default_hooks.checkpoint.save_last=False")
+    with pytest.raises(UserError, match=f"no longer finite {said}"):
+        run_train(options=saving)
+    assert not (space / "checkpoints").exists()
 
 
 def test_no_checkpoint_yet_is_said(space, monkeypatch):
