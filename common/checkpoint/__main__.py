@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=("inspect", "import"), help="show a file's contents, or make it ours")
     parser.add_argument("file", nargs="?", type=cli.path, help="the file to inspect")
     parser.add_argument("--overwrite", action="store_true", help="replace an export of the same name")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
     if args.command == "inspect":
         if (file := args.file or args.checkpoint) is None:
             raise UserError("inspect needs a file: python -m common.checkpoint inspect FILE")

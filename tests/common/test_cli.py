@@ -275,6 +275,7 @@ def test_a_user_s_line_is_one_printable_line_whatever_it_quotes():
     assert line.startswith("list xxx")
     assert line.endswith("xxx is damaged; restore it")
     assert len(line) < 5000
+    assert str(UserError("class '\x1b[31mcafé\u202e' is unknown")) == r"class '\x1b[31mcafé\u202e' is unknown"
 
 
 def test_an_argument_that_is_not_utf8_is_refused_in_printable_words():

@@ -386,11 +386,14 @@ def test_any_program_is_read_or_refused(tmp_path_factory, program):
         answers(lambda path=path: load_checkpoint(path), path)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "safetensors"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "safetensors", "npz"])
 def test_damaged_copies_are_read_or_refused(tmp_path, form):
     path, tensors = tmp_path / "file", {"conv1.weight": torch.ones(4, 3, 3, 3), "bn1.bias": torch.ones(4)}
     if form == "safetensors":
         save_file(tensors, path)
+    elif form == "npz":
+        np.savez(path.with_suffix(".npz"), **{key: value.numpy() for key, value in tensors.items()})
+        path.with_suffix(".npz").rename(path)
     else:
         plain = {key: value.numpy() if form == "pickle" else value for key, value in tensors.items()}
         save({"model": plain, "args": argparse.Namespace(lr=1)}, path, form)

@@ -61,7 +61,7 @@ def test_inspect_says_why_a_file_is_refused(states, tmp_path, capsys):
 
 def test_inspect_refuses_what_an_evaluation_refuses(states, tmp_path, capsys):
     torch.save({"net": states[0] | {"bn1.weight": torch.full([64], torch.nan)}}, tmp_path / "a.pth")
-    main(["inspect", "--key", "net", str(tmp_path / "a.pth")])
+    main(["inspect", str(tmp_path / "a.pth"), "--key", "net"])
     assert "an evaluation refuses it: the weights of" in capsys.readouterr().out
 
 
