@@ -34,23 +34,29 @@ SET_BY_COMMANDS = {
 
 # What the values of these keys must be, wherever in a config they stand: without it they would still give numbers, or
 # fail late.
-_COUNTS = """accumulate base_batch_size batch_size channels dim end every fc_out_channels feat_channels first hidden_dim
-    interval k layers max_epochs max_iters max_per_img num num_classes num_views out_channels resize size T_max total
-    val_interval"""
-_LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(("begin", "num_workers", "workers"), 0)}
+_COUNTS = """accumulate base_batch_size batch_size channels crop_size dim end every fc_out_channels feat_channels first
+    hidden_dim interval k layers max_epochs max_iters max_per_img num num_classes num_outs num_views out_channels
+    prefetch_factor resize resource_limit size stride T_max total val_interval window_size"""
+_FROM_0 = "begin min_size num_workers save_begin seg_pad_val timeout workers"
+_LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(_FROM_0.split(), 0)}
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
     "lr": ("a number from 0 on", lambda value: value >= 0),
     "weight_decay": ("a number from 0 on", lambda value: value >= 0),
     "max_norm": ("a number above 0", lambda value: value > 0),
     "frozen_stages": ("a whole number from -1 to 4", range(-1, 5).__contains__),
+    "max_keep_ckpts": ("a whole number from 1 on, or -1 for all", lambda value: value == -1 or value >= 1),
     **dict.fromkeys(
-        ("momentum", "p", "prob", "pos_fraction", "score_thr", "iou_threshold"),
+        ("lr_mult", "decay_mult", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "eta_min"),
+        ("a number from 0 on", lambda value: value >= 0),
+    ),
+    **dict.fromkeys(
+        "momentum p prob pos_fraction score_thr iou_threshold pos_iou_thr neg_iou_thr dropout_ratio".split(),
         ("a number from 0 to 1", lambda value: 0 <= value <= 1),
     ),
 }
-_BOOLEANS = """channels_last chosen_only compile deterministic device_views drop_last enable nesterov persistent_workers
-    pin_memory save_last shuffle skip_corrupt stop"""
+_BOOLEANS = """channels_last chosen_only compile deterministic device_views drop_last enable find_unused_parameters
+    last_affine last_bias nesterov persistent_workers pin_memory save_last shuffle skip_corrupt stop"""
 _CHOICES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_BOOLEANS.split(), (True, False)),
     "compile.mode": ("default", "reduce-overhead", "max-autotune"),
@@ -58,6 +64,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "interpolation": ("bilinear", "bicubic"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
     "mp_start_method": ("fork", "forkserver", "spawn"),
+    "priority": tuple("HIGHEST VERY_HIGH HIGH ABOVE_NORMAL NORMAL BELOW_NORMAL LOW VERY_LOW LOWEST".split()),
     "split": ("train", "test"),
     "sync_bn": (None, "torch"),
     "test_cfg.mode": ("whole", "slide"),
@@ -138,8 +145,8 @@ def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _wanted(key: str, value: Any) -> str | None:
     """Return in words what the value of a key must be, if it is not that."""
-    *before, name = key.split(".")
-    if name == "resize" and value is None:
+    *before, name = [part for part in key.split(".") if not part.isdecimal()] or [key]
+    if (name, value) == ("resize", None) or (name == "priority" and value in range(101)):
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name in _LEAST and not (number and isinstance(value, int) and value >= _LEAST[name]):
@@ -233,6 +240,8 @@ def mistake_in(error: Exception) -> str | None:
     if isinstance(error, TypeError) and text == "None is not a callable object":
         # What mmengine's optimiser constructor says of a name that it does not find.
         return "config: optim_wrapper.optimizer is of an unknown `type`; correct it"
+    if isinstance(error, ValueError) and re.match(r"\w+ option (could|should)", text):  # of torch's DataLoader
+        return f"config: {text.rstrip('.')}; correct it"
     if "No working C++ compiler" in text:
         return "torch.compile finds no working C++ compiler; install g++, or leave --compile out"
     if found := re.search(r"(\S+) does not have a deterministic implementation", text):

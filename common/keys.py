@@ -137,11 +137,11 @@ def _unread(value: Any, known: Any, key: str, types: _Types) -> Iterator[tuple[s
             yield from _unread(item, other, f"{key}{number}.", types)
         return
     row = _row(key)
-    if not isinstance(value, dict) or row == ["*"]:
+    if not isinstance(value, dict):
         return
     before = known if isinstance(known, dict) and known.get("type") == value.get("type") else {}
     cheap = row and "type" not in value and not any(":" in word for word in row)  # nothing need be imported
-    if new := [name for name in value if cheap or name not in before]:
+    if row != ["*"] and (new := [name for name in value if cheap or name not in before]):
         readable = _readable(value, row, key, types)
         yield from ((f"{key}{name}", readable) for name in new if name not in readable)
     for name, item in value.items():

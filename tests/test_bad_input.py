@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 from common import cli
 from common.backbones import build_backbone
 from common.checkpoint import META_KEYS, save_checkpoint
+from common.sources import SOURCES
 from tests.detection.layouts import write_coco, write_voc
 from tests.pretrain.tiny import TINY, write_images
 
@@ -333,15 +335,16 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     large = tmp_path_factory.mktemp("large") / "resnet18.pth"
     (root / "resnet18.pth").rename(large)
     (root / "resnet18.pth").symlink_to(large)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(root)
         call(KNN.replace("k=2", "k=3"))
     return root
 
 
 def call(line: str) -> None:
     module, *words = line.split()
-    import_module(module).main(words)
+    with patch.dict(SOURCES):  # to which a folder of the user's is added
+        import_module(module).main(words)
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -64,6 +64,7 @@ detection    env_cfg.mp_cfg.opencv_num_thread=1             did you mean 'env_cf
 detection    train_dataloader.dataset.metainfo.clases=[a]   did you mean 'train_dataloader.dataset.metainfo.classes'?
 segmentation model.decode_head.chanels=32                   did you mean 'model.decode_head.channels'?
 segmentation train_dataloader.batch_sampler.by_shap=True    did you mean 'train_dataloader.batch_sampler.by_shape'?
+pretrain     optim_wrapper.paramwise_cfg.custom_keys.x.lr_mul=1 did you mean 'optim_wrapper.paramwise_cfg.custom_keys.x.
 segmentation optim_wrapper.paramwise_cfg.bias_decay=0       did you mean 'optim_wrapper.paramwise_cfg.bias_decay_mult'?
 
 knn          evaluation.k=0                                 choose a whole number from 1 on
@@ -84,6 +85,13 @@ pretrain     optim_wrapper.dtype=float17                    choose None or float
 pretrain     optim_wrapper.optimizer.lr=None                choose a number from 0 on
 pretrain     optim_wrapper.clip_grad=5                      choose a dict
 pretrain     default_hooks.checkpoint.interval=0            choose a whole number from 1 on
+pretrain     default_hooks.checkpoint.max_keep_ckpts=0      choose a whole number from 1 on, or -1 for all
+pretrain     custom_hooks.0.priority=NEVER                  choose HIGHEST or VERY_HIGH or
+pretrain     optim_wrapper.paramwise_cfg.norm_decay_mult=-1 choose a number from 0 on
+pretrain     param_scheduler.0.eta_min=-1                   choose a number from 0 on
+pretrain     log_processor.window_size=0                    choose a whole number from 1 on
+pretrain     train_dataloader.prefetch_factor=0             choose a whole number from 1 on
+pretrain     train_dataloader.timeout=-1                    choose a whole number from 0 on
 pretrain     default_hooks.progress.interval=0              choose a whole number from 1 on
 pretrain     default_hooks.progress=None                    choose a dict
 pretrain     compile.mode=fast                              choose default or reduce-overhead or max-autotune
@@ -97,6 +105,7 @@ detection    model.data_preprocessor.mean=5                 choose a list
 detection    param_scheduler.0.end=-1                       choose a whole number from 1 on
 detection    log_level=LOUD                                 choose DEBUG or INFO or WARNING or ERROR
 segmentation train_cfg.max_iters=-3                         choose a whole number from 1 on
+segmentation model.test_cfg.crop_size=(0,0)                 choose a whole number from 1 on
 segmentation model.test_cfg.mode=part                       choose whole or slide
 
 pretrain     randomness.seed=1                              choose it by SEED=n (--seed n)

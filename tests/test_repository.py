@@ -501,8 +501,8 @@ def test_lists_of_words_are_split_outside_quotes_and_nothing_else(commands, text
         ({"seed": "1"}, "seed; did you mean SEED?"),
         ({"SETUP": "", "COLOUR": "red"}, "; `make help` lists them"),
         *(
-            ({"VENV": name}, f"VENV is '{name}'; choose a path without blanks")
-            for name in ("my env", "~/a", "a;b", "a$b")
+            ({"VENV": venv}, f"VENV is '{venv}'; choose a path without blanks")
+            for venv in ("my env", "~/a", "a;b", "a$b")
         ),
         ({"NODES": "2"}, "NODES=2 needs HEAD=host:port of the first machine"),
         ({"ARGS": "--x 'y"}, "ARGS: a quote is not closed"),

@@ -79,20 +79,31 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write the `.json` of the checkpoint and the checkpoint, each atomically. Raises ValueError for a wrong `meta`."""
+    """Write the checkpoint and its `.json`, each atomically. Raises ValueError for a wrong `meta`."""
     if wrong := sorted((set(meta) ^ set(META_KEYS)) - {SOURCE}):
         raise ValueError(f"checkpoint metadata must have exactly {META_KEYS}; missing or extra: {wrong}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    write_json(path.with_suffix(".json"), meta)  # first: a kill between the two must leave no file of unknown settings
-    save_tensors(path, {"state_dict": tensors, "meta": meta})
+    content = _packed({"state_dict": tensors, "meta": meta})
+
+    def write(file: Path) -> None:
+        file.write_bytes(content)
+        # Before the file takes its name: a kill between the two must not leave a file of unknown settings.
+        write_json(path.with_suffix(".json"), meta)
+
+    atomic_write(path, write)
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write a file of torch's atomically. Raises the system's OSError where it cannot be written."""
-    # Into memory first: on a full disk torch.save raises an "unexpected pos" that hides the system's error.
+    packed = _packed(content)
+    atomic_write(path, lambda file: file.write_bytes(packed))
+
+
+def _packed(content: dict[str, Any]) -> memoryview:
+    # In memory: on a full disk torch.save raises an "unexpected pos" that hides the system's error.
     stream = io.BytesIO()
     torch.save(content, stream)
-    atomic_write(path, lambda file: file.write_bytes(stream.getbuffer()))
+    return stream.getbuffer()
 
 
 def load_checkpoint(

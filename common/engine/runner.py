@@ -299,7 +299,7 @@ def with_config_mistakes_named(action: Callable[[], T]) -> T:
     """Return `action()`; an exception that a wrong config entry caused becomes a UserError naming it."""
     try:
         return action()
-    except (TypeError, KeyError, RuntimeError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         mistake = mistake_in(error)
         if mistake is None:
             raise

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch.utils.data import DataLoader
 
 from common import config as config_module
 from common.cli import Parser, add_config_arguments
-from common.config import config_sha256, join_data, load_config, mistake_in
+from common.config import config_sha256, join_data, keeping, load_config, mistake_in
 from common.errors import UserError
 from common.keys import check_keys
 
@@ -214,3 +215,21 @@ def test_an_operation_without_a_deterministic_form_is_named():
 @pytest.mark.parametrize("error", [TypeError("unsupported operand"), KeyError("loss"), ValueError("x"), KeyError("")])
 def test_errors_of_ours_are_not_taken_for_the_user_s(error):
     assert mistake_in(error) is None
+
+
+def test_a_mistake_of_a_loader_is_named():
+    with pytest.raises(ValueError, match="prefetch_factor") as caught:
+        DataLoader([1], prefetch_factor=3)
+    assert mistake_in(caught.value).startswith("config: prefetch_factor option could only be specified in")
+
+
+def test_an_option_that_a_folder_of_the_user_s_overwrites_is_refused():
+    config = Config(dict(a=dict(b=[1, dict(c=2)], d=3)))
+    with keeping(["a.d", "a.b.0"], config):
+        config.a.b = [1]
+    config = Config(dict(a=dict(b=[1, dict(c=2)], d=3)))
+    with (
+        pytest.raises(UserError, match=r"^config: the option a.b.1.c has no effect: DATA_ROOT \(--data-root\) sets it"),
+        keeping(["a.d", "a.b.1.c"], config),
+    ):
+        config.a.b = []

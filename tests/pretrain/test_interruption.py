@@ -168,9 +168,10 @@ def test_two_processes_stop_after_the_same_step_and_one_can_go_on(space):
 def test_of_two_equal_runs_at_once_one_is_refused_and_the_other_is_whole(space):
     first = start(space=space, options=("train_cfg.max_epochs=40",))
     wait_for(lambda: (space / "runs/demo/pretrain/simsiam/log.jsonl").is_file(), first)
+    first.send_signal(signal.SIGSTOP)  # else it may end before the other begins
     second = start("--resume", space=space, options=("train_cfg.max_epochs=40",))
     _, errors = second.communicate(timeout=90)
-    assert first.poll() is None
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     folder = "runs/demo/pretrain/simsiam"
     assert errors.startswith(f"error: {folder}: another process ({first.pid} on ")
