@@ -41,7 +41,7 @@ _FROM_0 = "begin min_size num_workers save_begin seg_pad_val timeout workers"
 _LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(_FROM_0.split(), 0)}
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
-    "lr": ("a number from 0 on", lambda value: value >= 0),
+    "lr": ("a number from 0 to 1e6", lambda value: 0 <= value <= 1e6),
     "weight_decay": ("a number from 0 on", lambda value: value >= 0),
     "max_norm": ("a number above 0", lambda value: value > 0),
     "frozen_stages": ("a whole number from -1 to 4", range(-1, 5).__contains__),
@@ -231,7 +231,7 @@ def _joined(value: Any, data: Path) -> Any:
 
 
 def mistake_in(error: Exception) -> str | None:
-    """Return one line for an error that a wrong config entry caused while the Runner was built, else None."""
+    """Return one line for an error that a wrong config entry caused in the Runner, else None."""
     text = _first_line(error)
     if isinstance(error, TypeError) and (
         found := re.search(r"(\w+)\.__init__\(\).*unexpected.*argument '(\w+)'", text)
@@ -240,6 +240,8 @@ def mistake_in(error: Exception) -> str | None:
     if isinstance(error, TypeError) and text == "None is not a callable object":
         # What mmengine's optimiser constructor says of a name that it does not find.
         return "config: optim_wrapper.optimizer is of an unknown `type`; correct it"
+    if isinstance(error, TypeError) and (found := re.match(r"clip_grad_\w+\(\) missing .* argument: '(\w+)'", text)):
+        return f"config: optim_wrapper.clip_grad lacks '{found[1]}'; set it"
     if isinstance(error, ValueError) and re.match(r"\w+ option (could|should)", text):  # of torch's DataLoader
         return f"config: {text.rstrip('.')}; correct it"
     if "No working C++ compiler" in text:

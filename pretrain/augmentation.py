@@ -191,6 +191,9 @@ def build_steps(steps: Sequence[dict[str, Any]]) -> list[tuple[Any, float]]:
             raise UserError(f"config: unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
         p = None if AUGMENTATIONS[name] in _OWN_PROBABILITY else options.pop("p", 1.0)
         try:
+            for key, value in options.items():  # torchvision only warns, or fails once it draws
+                if key in ("scale", "ratio", "radius") and not 0 < value[0] <= value[1]:
+                    raise ValueError(f"{key} is {value}; choose two numbers above 0, the lower one first")
             transform = AUGMENTATIONS[name](**options)
         except (TypeError, ValueError) as error:
             raise UserError(f"config: augmentation {name}: {error}") from None

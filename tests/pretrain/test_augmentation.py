@@ -271,6 +271,11 @@ def test_an_image_and_its_array_give_the_same_view_and_stay_as_they_are(kind):
         (dict(p=1), "unknown augmentation 'None'"),
         (dict(type="GaussianBlur", sigma=1), "GaussianBlur: .*sigma"),
         (dict(type="ColorJitter", brightness=-1), "ColorJitter: .*non negative"),
+        (
+            dict(type="RandomResizedCrop", size=32, scale=(1.0, 0.2)),
+            r"RandomResizedCrop: scale is \(1.0, 0.2\); choose",
+        ),
+        (dict(type="RandomAffine", degrees=10, scale=(2, 1)), r"RandomAffine: scale is \(2, 1\); choose"),
     ],
 )
 def test_a_wrong_step_is_named(step, named):

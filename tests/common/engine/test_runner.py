@@ -431,6 +431,7 @@ def test_a_damaged_resume_file_is_one_line_and_runs_no_code(make, tmp_path, dama
         ({"model.type": "TinyModle"}, "TinyModle is not in the"),
         ({"optim_wrapper.optimizer.type": "SDG"}, "optim_wrapper.optimizer is of an unknown `type`"),
         ({"optim_wrapper.optimizer.momentun": 0.9}, "SGD has no option 'momentun'; correct its name"),
+        ({"optim_wrapper.clip_grad": {"norm_type": 1}}, "optim_wrapper.clip_grad lacks 'max_norm'; set it"),
         ({"train_dataloader.dataset.type": "Tinny"}, "Tinny is not in the"),
         ({"default_hooks.progress.intervall": 2}, "Progress has no option 'intervall'; correct its name"),
     ],
