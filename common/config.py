@@ -41,7 +41,7 @@ _FROM_0 = "begin min_size num_workers save_begin seg_pad_val timeout workers"
 _LEAST = {**dict.fromkeys(_COUNTS.split(), 1), **dict.fromkeys(_FROM_0.split(), 0)}
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("a number above 0", lambda value: value > 0),
-    "lr": ("a number from 0 to 1e6", lambda value: 0 <= value <= 1e6),
+    "lr": ("a number from 0 to 1e38", lambda value: 0 <= value <= 1e38),
     "weight_decay": ("a number from 0 on", lambda value: value >= 0),
     "max_norm": ("a number above 0", lambda value: value > 0),
     "frozen_stages": ("a whole number from -1 to 4", range(-1, 5).__contains__),

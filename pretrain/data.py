@@ -84,13 +84,11 @@ def use_folder(config: "Config", root: Path) -> None:
     """Make every part of `config` read the ImageFolder `root`, as its data root, instead of its own data set.
 
     Pretraining takes any tree of images as it is; without several classes in `train`, or without a folder per class in
-    `val`, it is not monitored by kNN. Raises UserError for another command when it has no `train` folder, or one class.
+    `val`, it is not monitored by kNN. Raises UserError for another command when it has no `train` folder.
     """
     pretraining = "train_dataloader" in config and "val_dataloader" not in config
     if not pretraining and not (root / "train").is_dir():
         raise UserError(f"--data-root {root} has no folder 'train'; place one folder per class in {root / 'train'}")
-    if not pretraining and has_classes(root / "train") and not has_classes(root / "train", 2):
-        raise UserError(f"data set folder {root / 'train'} has one class, so that every answer is right; add another")
     images: dict[str, Any] = dict(name="folder", root=".")
     labelled = not pretraining or has_classes(root / "train", 2)
     tested = labelled and has_classes(root / "val")

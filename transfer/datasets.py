@@ -93,8 +93,6 @@ def check_labels(classes: Sequence[str], **parts: np.ndarray) -> None:
     set's, or a mean over classes is not over all of them; val may lack one. Multi-label: every class must occur in
     every part, and no label may be constant where a classifier is fitted.
     """
-    if len(classes) < 2:
-        raise UserError(f"the data set has one class, {classes[0]}, so that every answer is right; add another")
     for name, labels in parts.items():
         multilabel = labels.ndim == 2
         counts = labels.sum(0) if multilabel else np.bincount(labels, minlength=len(classes))
