@@ -371,7 +371,9 @@ def test_the_workflow_tests_every_python_and_runs_the_demo_by_make():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     commands = {name: "\n".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
     called = {name: re.findall(r"\bmake ([a-z][a-z0-9-]*)", run) for name, run in commands.items()}
-    assert called == {"test": ["test"], "demo": ["demo"]}
+    assert called == {"test": ["test"], "demo": ["demo"], "audit": []}
+    assert "pip-audit" in commands["audit"]
+    assert "requirements.txt --require-hashes" in commands["audit"]
     assert {"test", "demo"} <= TARGETS
     assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13", "3.14"]
     assert "BASE_PYTHON" in commands["test"]
