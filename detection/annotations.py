@@ -19,9 +19,8 @@ from common.preflight import check_once, decoded_size, read_json, read_list
 # The images of two empty boxes in the published instances_train2017.json (cocodataset/cocoapi, issue 355). Training
 # leaves the boxes out, as detectron2 does.
 PUBLISHED_EMPTY = (200365, 550395)
-CHECK = (
-    "images decoded, upright, of known levels"  # part of the cache's key; to be changed when the check asks for more
-)
+# Part of the cache's key; to be changed when the check asks for more.
+CHECK = "images decoded, upright, of known levels"
 SLACK = 1.0  # pixels that a box may reach beyond its image: annotations are drawn by hand and rounded
 
 
