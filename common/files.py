@@ -71,9 +71,14 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
 def require_writable(folder: Path) -> None:
     """Raise UserError unless a file without a name can be opened in the folder, or in the nearest one above."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    place = existing(folder)
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:

@@ -73,10 +73,10 @@ def method_config(args: argparse.Namespace, name: str) -> "Config":
     return config
 
 
-def resolve(args: argparse.Namespace, subject: Subject) -> Pretraining:
-    """Return the run of a method with the arguments' settings."""
+def resolve(args: argparse.Namespace, subject: Subject, own: Sequence[str]) -> Pretraining:
+    """Return the run of a method with the arguments' settings; `own` is what `own_data` says of their DATA_ROOT."""
     config = method_config(args, subject.name)
-    settings = config_sha256(config, *own_data(args.data_root))
+    settings = config_sha256(config, *own)
     config = join_data(config, args.data_root or args.data)
     if args.stop_on_collapse:
         config.default_hooks.collapse.stop = True
@@ -108,7 +108,8 @@ def jobs(argv: Sequence[str] | None = None) -> list[Pretraining]:
     parser.add_argument("--stop-on-collapse", action="store_true", help="end a run whose representations collapse")
     args = parser.parse_args(argv)
     cli.announce("pretrain.train", args, checkpoints=args.checkpoints, runs=args.runs)
-    return [resolve(args, subject) for subject in cli.exports(args)]
+    own = own_data(args.data_root)
+    return [resolve(args, subject, own) for subject in cli.exports(args)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ try:
 
     from common import cli, download
     from common.errors import UserError, last_line
-    from common.files import require_writable
+    from common.files import existing, require_writable
     from common.mmlab import ops
     from common.sources import SOURCES, NotPublishedError, make_data
 except (ImportError, OSError) as missing:  # OSError: a library that torch needs
@@ -179,7 +179,7 @@ def shared_memory() -> str:
 
 def disk(data: Path) -> str:
     """Return the room where the data sets lie."""
-    return _enough(shutil.disk_usage(_existing(data)).free, 2, "make room, or choose another disk: DATA=folder")
+    return _enough(shutil.disk_usage(existing(data)).free, 2, "make room, or choose another disk: DATA=folder")
 
 
 def _enough(found: float, least: float, remedy: str) -> str:
@@ -192,10 +192,6 @@ def writable(folder: Path) -> str:
     """Return the folder's place, which files can be written to."""
     require_writable(folder)
     return str(folder.resolve())
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def data_set(name: str, data: Path) -> str:

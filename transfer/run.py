@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--job {args.job} is not one of the {len(pairs)} jobs, 0 to {len(pairs) - 1}")
         pairs = [pairs[args.job]]
     cli.announce(MODULE, args, runs=args.runs)
-    jobs = _with_sizes_told([resolve(args, subject, name) for subject, name in pairs])
+    own = own_data(args.data_root)
+    jobs = _with_sizes_told([resolve(args, subject, name, own) for subject, name in pairs])
     if args.launcher == "slurm":
         submit(jobs, argv, args.sbatch_args)
     elif len(jobs) == 1:
@@ -70,8 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         conclude(jobs, in_turn(jobs))
 
 
-def resolve(args: argparse.Namespace, subject: Subject, dataset: str) -> Transfer:
-    """Return the run of a checkpoint on a data set as the arguments want it.
+def resolve(args: argparse.Namespace, subject: Subject, dataset: str, own: Sequence[str]) -> Transfer:
+    """Return the run of a checkpoint on a data set as the arguments want it; `own` is of `own_data`.
 
     The variant of its record keeps it from being mistaken for, or tabled with, the protocol's own.
     """
@@ -82,7 +83,7 @@ def resolve(args: argparse.Namespace, subject: Subject, dataset: str) -> Transfe
             args.profile, "recognition", subject.name, dataset, args.seed, _variant(args.split_file, args.amp)
         ),
         subject=subject,
-        settings=sha256_of_text(SETTINGS, SOURCES[dataset].settings, *split, *amp, *own_data(args.data_root)),
+        settings=sha256_of_text(SETTINGS, SOURCES[dataset].settings, *split, *amp, *own),
         folders=cli.folders(args),
         split_file=args.split_file,
         amp=args.amp,
