@@ -1,8 +1,18 @@
 """The device of the tests marked `gpu`: CUDA, or what GSG_TEST_DEVICE names (`make gpu-check DEVICE=cpu`)."""
 
 import os
+from unittest.mock import patch
 
 import pytest
+
+from common.sources import SOURCES
+
+
+@pytest.fixture(autouse=True)
+def _sources():
+    """Forget the data sets that a command adds for a folder of the user's."""
+    with patch.dict(SOURCES):
+        yield
 
 
 def pytest_runtest_setup(item):
